@@ -155,9 +155,15 @@ std::set<fs::path> files_of(const Package& package, const Source& source) {
 /// The file's text, unpacked; nothing if it is empty, damaged, longer than `most`, or not text.
 std::optional<std::string> text_of(const std::string& path, int64_t most) {
   if (std::error_code error; static_cast<int64_t>(fs::file_size(path, error)) > most || error) return std::nullopt;
-  std::string text(static_cast<size_t>(most) + 1, '\0');
+  std::string text;
   try {
-    text.resize(InputFile(path).read(text));
+    InputFile file(path);
+    for (size_t wanted = 1 << 14, before = 0; text.size() == before && static_cast<int64_t>(before) <= most;
+         wanted *= 2) {
+      text.resize(before + wanted);
+      text.resize(before + file.read(std::span(text).subspan(before)));
+      before += wanted;
+    }
   } catch (const Error&) {
     return std::nullopt;
   }
@@ -224,6 +230,23 @@ int64_t source_limit(const std::vector<std::vector<File>>& have, const MachineTe
   return low;
 }
 
+/// What each source gives. Whole files fall short of the limit by different amounts, so it is lowered until no source
+/// has more than its share of what there is.
+std::vector<std::vector<File>> choose(const std::vector<std::vector<File>>& have, const MachineTextOptions& options) {
+  for (int64_t limit = source_limit(have, options);;) {
+    std::vector<std::vector<File>> chosen;
+    int64_t total = 0, largest = 0;
+    for (const auto& files : have) {
+      chosen.push_back(sample(files, limit));
+      total += bytes_of(chosen.back());
+      largest = std::max(largest, bytes_of(chosen.back()));
+    }
+    const auto allowed = static_cast<int64_t>(options.source_share * static_cast<double>(total));
+    if (largest <= allowed) return chosen;
+    limit = allowed;
+  }
+}
+
 }  // namespace
 
 std::string SourceReport::line() const {
@@ -240,15 +263,14 @@ std::vector<SourceReport> write_machine_text(const std::string& path, const Mach
     reports.push_back({.source = source.name});
     have.push_back(gather(source, options, beginnings, reports.back()));
   }
-  const int64_t limit = source_limit(have, options);
-  std::map<std::pair<uint64_t, std::string>, size_t> chosen;  // (order, path) -> source
+  const auto chosen = choose(have, options);
+  std::map<std::pair<uint64_t, std::string>, size_t> ordered;  // (order, path) -> source
   int64_t total = 0;
   for (size_t i = 0; i < list.size(); ++i) {
-    const auto files = sample(have[i], limit);
-    for (const auto& file : files) chosen.emplace(std::pair(file.order, file.path), i);
-    reports[i].documents = static_cast<int64_t>(files.size());
-    reports[i].bytes = bytes_of(files);
-    reports[i].over_limit += static_cast<int64_t>(have[i].size() - files.size());
+    for (const auto& file : chosen[i]) ordered.emplace(std::pair(file.order, file.path), i);
+    reports[i].documents = static_cast<int64_t>(chosen[i].size());
+    reports[i].bytes = bytes_of(chosen[i]);
+    reports[i].over_limit += static_cast<int64_t>(have[i].size() - chosen[i].size());
     total += reports[i].bytes;
   }
   check(total >= options.wanted_bytes,
@@ -256,7 +278,7 @@ std::vector<SourceReport> write_machine_text(const std::string& path, const Mach
         options.prefix, options.repository.empty() ? "no repository" : options.repository, total,
         100 * options.source_share, options.wanted_bytes);
   TextWriter writer(path);
-  for (const auto& [key, i] : chosen) {
+  for (const auto& [key, i] : ordered) {
     const auto text = text_of(key.second, options.package_bytes);
     check(text.has_value(), "{}: changed while it was being read", key.second);
     writer.add({*text, list[i].name});

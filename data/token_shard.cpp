@@ -128,6 +128,7 @@ class Builder {
     for (const auto& value : values) cells += value + std::string(size - value.size(), '\0');
     const Handle type = string_type(size), set = dataset(name, type, values.size());
     done(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, cells.data()));
+    write("crc/" + name, block_crcs(cells));
   }
 
   void attribute(const char* name, int64_t value) { attribute(name, H5T_STD_I64LE, &value); }
@@ -307,14 +308,20 @@ class Opened {
   template <class T>
   std::vector<T> read_checked(const std::string& name, uint64_t& fingerprint) {
     auto values = read<T>(name);
-    const auto stored = read<uint32_t>("crc/" + name), computed = block_crcs(bytes_of(values));
+    mix(fingerprint, checked(name, bytes_of(values)));
+    return values;
+  }
+
+  /// The stored checksums of a dataset, which must be those of its bytes.
+  std::vector<uint32_t> checked(const std::string& name, std::span<const char> bytes) {
+    auto stored = read<uint32_t>("crc/" + name);
+    const auto computed = block_crcs(bytes);
     check(stored.size() == computed.size(), "{}: /{} has {} checksums for {} blocks", path_, name, stored.size(),
           computed.size());
     for (size_t i = 0; i < stored.size(); ++i)
       check(stored[i] == computed[i], "{}: damaged: block {} of /{} has checksum {:08x}, not {:08x}", path_, i, name,
             computed[i], stored[i]);
-    mix(fingerprint, stored);
-    return values;
+    return stored;
   }
 
   std::vector<std::string> strings(const std::string& name) {
@@ -322,6 +329,7 @@ class Opened {
     const size_t width = H5Tget_size(type);
     std::string cells(width * size(set), '\0');
     readable(H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, cells.data()), name);
+    checked(name, cells);
     std::vector<std::string> values;
     for (size_t at = 0; at < cells.size(); at += width) values.emplace_back(cells.substr(at, width).c_str());
     return values;
@@ -339,6 +347,7 @@ class Opened {
     check(std::filesystem::exists(path, error), "{}: no such file", path);
     check(H5Fis_hdf5(path.c_str()) > 0, "{}: not an HDF5 file", path);
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+    H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
     H5Pset_file_locking(access, false, true);  // locks fail on some parallel file systems; a shard never changes
     Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
     check(file.opened(), "{}: cut short or damaged: HDF5 cannot open it", path);
