@@ -44,21 +44,9 @@ class Handle {
   herr_t (*close_)(hid_t);
 };
 
-/// While it lives HDF5 prints nothing: the caller turns the failure into one sentence.
-class Quiet {
- public:
-  Quiet() {
-    H5Eget_auto2(H5E_DEFAULT, &print_, &data_);
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  }
-  Quiet(const Quiet&) = delete;
-  Quiet& operator=(const Quiet&) = delete;
-  ~Quiet() { H5Eset_auto2(H5E_DEFAULT, print_, data_); }
-
- private:
-  H5E_auto2_t print_ = nullptr;
-  void* data_ = nullptr;
-};
+/// HDF5 prints nothing any more: every call is checked and its failure told in one sentence. It stays so, because after
+/// meeting a damaged file HDF5 would complain once more at the end of the process.
+void quiet() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
 
 uint32_t crc(std::span<const char> bytes) {
   return static_cast<uint32_t>(
@@ -144,7 +132,7 @@ class Builder {
   static Handle create(const std::string& path) {
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
-    const Quiet quiet;
+    quiet();
     return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose};
   }
 
@@ -345,9 +333,9 @@ class Opened {
   static Handle open(const std::string& path) {
     std::error_code error;
     check(std::filesystem::exists(path, error), "{}: no such file", path);
+    quiet();
     check(H5Fis_hdf5(path.c_str()) > 0, "{}: not an HDF5 file", path);
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-    H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
     H5Pset_file_locking(access, false, true);  // locks fail on some parallel file systems; a shard never changes
     Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
     check(file.opened(), "{}: cut short or damaged: HDF5 cannot open it", path);
@@ -364,7 +352,6 @@ class Opened {
     check(result >= 0, "{}: damaged: HDF5 cannot read \"{}\"", path_, name);
   }
 
-  Quiet quiet_;
   std::string path_;
   Handle file_;
 };
