@@ -67,11 +67,12 @@ class Rows {
 TokenFile::TokenFile(const std::string& path, const LoaderOptions& options)
     : options_(options), shard_(path, options.tokenizer), random_(options.seed, "samples") {
   const auto& o = options_;
-  check(o.time > 0 && o.micro_batch > 0 && o.batch > 0 && o.ranks > 0, "{}: batch {}, micro-batch {}, time {}, ranks {}: "
-        "all must be positive", path, o.batch, o.micro_batch, o.time, o.ranks);
+  check(o.time > 0 && o.micro_batch > 0 && o.batch > 0 && o.ranks > 0,
+        "{}: batch {}, micro-batch {}, time {}, ranks {}: all must be positive", path, o.batch, o.micro_batch, o.time,
+        o.ranks);
   check(o.rank >= 0 && o.rank < o.ranks, "{}: rank {} of {}", path, o.rank, o.ranks);
-  check(o.batch % (o.ranks * o.micro_batch) == 0, "{}: a batch of {} cannot be cut into micro-batches of {} on {} ranks",
-        path, o.batch, o.micro_batch, o.ranks);
+  check(o.batch % (o.ranks * o.micro_batch) == 0,
+        "{}: a batch of {} cannot be cut into micro-batches of {} on {} ranks", path, o.batch, o.micro_batch, o.ranks);
   check(samples_per_epoch() > 0, "{}: {} tokens are fewer than one sample of {}", path, shard_.tokens(), o.time);
 }
 

@@ -21,7 +21,7 @@ struct LoaderOptions {
 };
 
 /// Training samples. Sample k is a pure function of (seed, shard, time, k): the shard is a ring of tokens, closed where
-/// its last document ends; epoch e = k / samples_per_epoch() turns it by a random number of tokens, cuts it into windows
+/// its last document ends; epoch k / samples_per_epoch() turns it by a random number of tokens, cuts it into windows
 /// of `time` targets (fewer than `time` tokens are left out) and visits them in a random order. The only state is
 /// consumed_samples(): ranks, micro-batches and the step's batch may change between runs.
 class TokenFile {

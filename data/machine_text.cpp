@@ -122,7 +122,9 @@ std::vector<Source> sources(const MachineTextOptions& options) {
     cmake.packages.push_back({folder.filename().string(), {folder}});
   list.push_back(cmake);
   if (!options.repository.empty())
-    list.push_back({"adder", {".h", ".cpp", ".cu", ".cmake", ".md", "CMakeLists.txt"}, {{"adder", {options.repository}}}});
+    list.push_back({"adder",
+                    {".h", ".cpp", ".cu", ".cmake", ".md", "CMakeLists.txt"},
+                    {{"adder", {options.repository}}}});
   return list;
 }
 
@@ -250,8 +252,9 @@ std::vector<std::vector<File>> choose(const std::vector<std::vector<File>>& have
 }  // namespace
 
 std::string SourceReport::line() const {
-  return fmt::format("{}: {} documents, {:.2f} MB of {} packages; left out: {} repeated, {} not text, {} over the limits",
-                     source, documents, static_cast<double>(bytes) / 1e6, packages, repeated, not_text, over_limit);
+  return fmt::format(
+      "{}: {} documents, {:.2f} MB of {} packages; left out: {} repeated, {} not text, {} over the limits", source,
+      documents, static_cast<double>(bytes) / 1e6, packages, repeated, not_text, over_limit);
 }
 
 std::vector<SourceReport> write_machine_text(const std::string& path, const MachineTextOptions& options) {
@@ -274,9 +277,8 @@ std::vector<SourceReport> write_machine_text(const std::string& path, const Mach
     total += reports[i].bytes;
   }
   check(total >= options.wanted_bytes,
-        "{} and {}: {} bytes of text with no source above {:.0f} %, fewer than the {} wanted; bring your own with --text",
-        options.prefix, options.repository.empty() ? "no repository" : options.repository, total,
-        100 * options.source_share, options.wanted_bytes);
+        "{}: {} bytes of text with no source above {:.0f} %, fewer than the {} wanted; bring your own with --text",
+        options.prefix, total, 100 * options.source_share, options.wanted_bytes);
   TextWriter writer(path);
   for (const auto& [key, i] : ordered) {
     const auto text = text_of(key.second, options.package_bytes);

@@ -16,8 +16,8 @@ struct ByteTokenizer {
   int32_t end_of_document() const { return 256; }
   std::string name() const { return "bytes 0-255, end of document 256"; }
 
-  std::vector<int32_t> encode(std::string_view text) const;       // without the end of the document
-  std::string decode(std::span<const int32_t> tokens) const;      // ends of documents become nothing; fails outside 0..256
+  std::vector<int32_t> encode(std::string_view text) const; // without the end of the document
+  std::string decode(std::span<const int32_t> tokens) const;  // ends of documents become nothing; fails outside 0..256
 };
 
 }  // namespace adder

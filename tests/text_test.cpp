@@ -28,7 +28,8 @@ std::string complaint(const std::string& input) {
 TEST_CASE("text: what is written as jsonl comes back, packed or not") {
   const TemporaryFolder folder;
   std::vector<Document> documents{{"one\nline \"two\"\t\\ \x01", "A"}, {"Öl, \xf0\x9f\x90\x8d", "B"}};
-  for (int i = 0; i < 90; ++i) documents.push_back({std::string(static_cast<size_t>(17 * i * i + 1), 'a' + i % 26), "A"});
+  for (int i = 0; i < 90; ++i)
+    documents.push_back({std::string(static_cast<size_t>(17 * i * i + 1), static_cast<char>('a' + i % 26)), "A"});
   for (const char* name : {"text.jsonl", "text.jsonl.zst"}) {
     TextWriter writer(folder / name);
     for (const auto& document : documents) writer.add(document);
@@ -103,14 +104,17 @@ TEST_CASE("text: a long plain file becomes documents of whole lines and whole ch
 TEST_CASE("text: bad lines are named by file and line") {
   const TemporaryFolder folder;
   const std::string good = "{\"text\":\"a\"}\n";
-  const auto named = [&](const std::string& line) { return complaint(folder.write("x.jsonl", good + good + line + "\n" + good)); };
+  const auto named = [&](const std::string& line) {
+    return complaint(folder.write("x.jsonl", good + good + line + "\n" + good));
+  };
   CHECK_THAT(named("{\"text\": oops}"), Catch::Matchers::Equals((folder / "x.jsonl") + ", line 3, byte 10: not JSON"));
   CHECK_THAT(named("{\"text\":\"cut"), ContainsSubstring("x.jsonl, line 3, byte") && ContainsSubstring("not JSON"));
   CHECK_THAT(named("[1]"), ContainsSubstring("x.jsonl, line 3: not a JSON object"));
   CHECK_THAT(named("{\"txt\":\"a\"}"), ContainsSubstring("x.jsonl, line 3: no \"text\""));
   CHECK_THAT(named("{\"text\":7}"), ContainsSubstring("x.jsonl, line 3: \"text\" is not a string"));
   CHECK_THAT(named("{\"text\":\"\xff\"}"), ContainsSubstring("x.jsonl, line 3, byte 10: not UTF-8 (0xff)"));
-  CHECK_THAT(complaint(folder.write("x.txt", "ab\nc\xc3")), ContainsSubstring("x.txt, line 2, byte 2: not UTF-8 (0xc3)"));
+  CHECK_THAT(complaint(folder.write("x.txt", "ab\nc\xc3")),
+             ContainsSubstring("x.txt, line 2, byte 2: not UTF-8 (0xc3)"));
 }
 
 TEST_CASE("text: missing, empty and cut files are named") {
@@ -142,7 +146,8 @@ TEST_CASE("text: UTF-8 is what RFC 3629 says") {
   for (const char* good : {"", "a", "\x7f", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
                            "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
     CHECK(!invalid_utf8(good));
-  for (const char* bad : {"\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2\x41", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xe2\x82",
+  for (const char* bad : {"\x80", "\xc3\xc3", "\xc0\x80",
+                          "\xc1\xbf", "\xc2", "\xc2\x41", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xe2\x82",
                           "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff"})
     CHECK(invalid_utf8(std::string("ab") + bad) == 2);
 }

@@ -111,8 +111,8 @@ TEST_CASE("token shard: cut and foreign files are refused by name") {
   const TemporaryFolder folder;
   const auto path = write_shard(folder / "t.h5", 300);
   const auto bytes = file_bytes(path);
-  for (const double part : {0.0, 0.1, 0.5, 0.9, 0.999})
-    CHECK_THAT(complaint(folder.write("cut.h5", bytes.substr(0, static_cast<size_t>(part * static_cast<double>(bytes.size()))))),
+  for (const size_t left : {size_t{0}, bytes.size() / 10, bytes.size() / 2, bytes.size() - 100, bytes.size() - 1})
+    CHECK_THAT(complaint(folder.write("cut.h5", bytes.substr(0, left))),
                ContainsSubstring("cut.h5: not an HDF5 file") || ContainsSubstring("cut.h5: cut short or damaged"));
   CHECK_THAT(complaint(folder / "no.h5"), ContainsSubstring("no.h5: no such file"));
   CHECK_THAT(complaint(folder.write("x.h5", "hello")), ContainsSubstring("x.h5: not an HDF5 file"));

@@ -107,9 +107,10 @@ TEST_CASE("witten-bell: counting in blocks is counting at once, and shards give 
       [&] {
         const auto from = train.begin() + static_cast<std::ptrdiff_t>(at);
         auto end = from;
-        for (int documents = 0; documents < 7 && end != train.end(); ++documents) end = std::find(end, train.end(), 256) + 1;
+        for (int documents = 0; documents < 7 && end != train.end(); ++documents)
+          end = std::find(end, train.end(), 256) + 1;
         at = static_cast<size_t>(end - train.begin());
-        return std::span<const int32_t>(train).subspan(static_cast<size_t>(from - train.begin()), static_cast<size_t>(end - from));
+        return std::span<const int32_t>(from, end);
       },
       {});
   CHECK(blocks.nats(test) == whole.nats(test));
