@@ -278,7 +278,7 @@ void backward(const Ssd& op, const Tensor& dout, const Tensor& dfinal, const Ssd
                      .dD = to.D ? Tensor({count, n.heads, n.width}, op.x.dtype()) : Tensor(),
                      .dA = Tensor({count, n.heads}, DType::f64), .dbias = Tensor({count, n.heads}, DType::f64)};
   const auto Q = static_cast<size_t>(pass.chunks.longest);
-#pragma omp parallel
+#pragma omp parallel if (n.large())
   {
     std::vector<T> scaled(Q * static_cast<size_t>(n.width));
 #pragma omp for collapse(2) schedule(dynamic)

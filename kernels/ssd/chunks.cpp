@@ -38,7 +38,7 @@ Decays<T>::Decays(const Ssd& op, const Chunks& chunks)
   const T *dt = op.dt.data<T>(), *A_log = op.A_log.data<T>(), *bias = op.dt_bias ? op.dt_bias.data<T>() : nullptr;
   const int64_t stride = op.dt.stride(n.heads);
   const T least = static_cast<T>(op.dt_min), most = static_cast<T>(op.dt_max);
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (n.large())
   for (int64_t b = 0; b < n.batch; ++b)
     for (int64_t h = 0; h < n.heads; ++h) {
       const int64_t at = (b * n.heads + h) * n.time;
@@ -69,7 +69,7 @@ Tensor products_CB(const Ssd& op, const Chunks& chunks) {
   const int64_t Q = chunks.longest;
   Tensor result({count, n.groups, Q, Q}, op.x.dtype());
   with_float("Ssd", op.x.dtype(), [&]<class T>(T) {
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (n.large())
     for (int64_t c = 0; c < count; ++c)
       for (int64_t g = 0; g < n.groups; ++g) {
         const Chunk& chunk = chunks.list[static_cast<size_t>(c)];

@@ -36,6 +36,7 @@ Chunks chunks_of(const Ssd& op);
 struct Sizes {
   int64_t batch, time, heads, width, groups, state;
   int64_t heads_per_group() const { return heads / groups; }
+  bool large() const { return batch * time * heads * (width + state) > 1 << 14; }  // worth waking threads for
 };
 inline Sizes sizes_of(const Ssd& op) {
   return {op.x.size(0), op.x.size(1), op.x.size(2), op.x.size(3), op.B.size(2), op.B.size(3)};

@@ -94,7 +94,7 @@ void forward(const Ssd& op, const SsdResult& to) {
   const Decays<T> decays(op, chunks);
   const Tensor CB = products_CB(op, chunks);
   const auto Q = static_cast<size_t>(chunks.longest);
-#pragma omp parallel
+#pragma omp parallel if (n.large())
   {
     HeadPass<T> pass{op, to, chunks, decays, CB, n, std::vector<T>(Q * Q),
                      std::vector<T>(Q * static_cast<size_t>(std::max(n.width, n.state))),
