@@ -66,7 +66,6 @@ Tensor Tensor::reshape(Shape shape) const {
   check(shape.count() == count(), "{} elements of {} cannot take the shape {}", count(), to_string(shape_),
         to_string(shape));
   Tensor result = *this;
-  result.link_ = {};
   result.shape_ = shape;
   if (contiguous()) {
     result.row_ = result.pitch_ = shape.rank() ? shape[-1] : 1;

@@ -58,11 +58,13 @@ class Tensor {
     require(dtype_of<T>);
     return static_cast<T*>(address());
   }
-  /// Elements [begin, end) of the first axis: a view.
+  // Views share memory. A reshape stays where it is on the tape; a slice is off it (kernels/split.h records slices).
+
+  /// Elements [begin, end) of the first axis.
   Tensor slice_first(int64_t begin, int64_t end) const;
-  /// Elements [begin, end) of the last axis: a view.
+  /// Elements [begin, end) of the last axis.
   Tensor slice_last(int64_t begin, int64_t end) const;
-  /// The same elements in another shape: a view; throws if that would tear a row apart.
+  /// The same elements in another shape; throws if that would tear a row apart.
   Tensor reshape(Shape shape) const;
   /// [rows, last axis]: what a product or a row-wise kernel sees.
   Tensor matrix() const { return reshape({count() / std::max<int64_t>(1, size(-1)), size(-1)}); }
