@@ -1,0 +1,180 @@
+#include "adder/autograd/tape.h"
+
+#include "adder/core/error.h"
+#include "adder/kernels/accumulate.h"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+namespace adder {
+namespace {
+
+thread_local bool recording_now = true;
+std::atomic<uint64_t> nodes_created = 0;
+
+// Collects the gradient of one tensor. Never runs: backward ends here.
+class Leaf final : public Node {
+ public:
+  Leaf(Tensor buffer, Shape shape, DType dtype, Device device)
+      : Node({}, 1), buffer_(std::move(buffer)), signature_{shape, dtype, device} {}
+  void run(std::span<const Tensor>, Grads&) override {}
+  Tensor gradient_buffer(int) override {
+    if (!buffer_) buffer_ = Tensor(signature_.shape, signature_.dtype, signature_.device);
+    return buffer_;
+  }
+  bool owns_gradients() const override { return true; }
+
+  bool empty = true;  // the next gradient overwrites the buffer
+  Tensor buffer() const { return buffer_; }
+
+ private:
+  Tensor buffer_;
+  detail::Signature signature_;
+};
+
+Leaf& leaf_of(const Tensor& t) {
+  auto* node = dynamic_cast<Leaf*>(t.link().node.get());
+  check(node != nullptr, "gradient: this tensor is not a leaf");
+  return *node;
+}
+
+}  // namespace
+
+Node::Node(std::vector<Link> inputs, size_t outputs)
+    : inputs_(std::move(inputs)), outputs_(outputs), number_(nodes_created++) {}
+
+// A long tape must not be freed by recursion: the first node to go frees those that it alone held, one after another.
+Node::~Node() {
+  thread_local std::vector<Link>* pending = nullptr;
+  if (pending != nullptr) {
+    std::move(inputs_.begin(), inputs_.end(), std::back_inserter(*pending));
+    return;
+  }
+  std::vector<Link> work = std::move(inputs_);
+  pending = &work;
+  while (!work.empty()) {
+    const Link last = std::move(work.back());
+    work.pop_back();
+  }
+  pending = nullptr;
+}
+
+/// One backward pass: a heap of nodes that have gradients waiting, the newest on top.
+class Engine {
+ public:
+  void run(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const Link& link = outputs[i].link();
+      if (link && gradients[i]) give(link, gradients[i]);
+    }
+    while (!heap_.empty()) {
+      std::pop_heap(heap_.begin(), heap_.end(), older);
+      const std::shared_ptr<Node> node = std::move(heap_.back());
+      heap_.pop_back();
+      const std::vector<Tensor> dy = std::move(node->gradients_);
+      node->gradients_.clear();
+      node->queued_ = false;
+      Destinations to(*this, node->inputs_);
+      node->run(dy, to);
+    }
+  }
+
+  static bool older(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) { return a->number_ < b->number_; }
+
+ private:
+  class Destinations final : public Grads {
+   public:
+    Destinations(Engine& engine, const std::vector<Link>& links) : engine_(engine), links_(links) {}
+    bool wants(int i) const override { return static_cast<bool>(links_.at(static_cast<size_t>(i))); }
+    Slot slot(int i) override { return engine_.slot(links_.at(static_cast<size_t>(i))); }
+    void give(int i, Tensor gradient) override {
+      if (wants(i)) engine_.give(links_[static_cast<size_t>(i)], std::move(gradient));
+    }
+
+   private:
+    Engine& engine_;
+    const std::vector<Link>& links_;
+  };
+
+  // The stored gradient of an output, undefined if nothing arrived; queues the node that will read it.
+  Tensor& stored(const Link& link) {
+    Node& node = *link.node;
+    node.gradients_.resize(node.outputs_);
+    if (!node.queued_) {
+      node.queued_ = true;
+      heap_.push_back(link.node);
+      std::push_heap(heap_.begin(), heap_.end(), older);
+    }
+    return node.gradients_[static_cast<size_t>(link.output)];
+  }
+
+  Slot slot(const Link& link) {
+    if (auto* leaf = dynamic_cast<Leaf*>(link.node.get())) return {leaf->gradient_buffer(0), !std::exchange(leaf->empty, false)};
+    Tensor& gradient = stored(link);
+    if (!gradient) {
+      gradient = link.node->gradient_buffer(link.output);
+      return {gradient, false};
+    }
+    // One gradient may have been given to two inputs: whoever adds to it must have it alone.
+    if (!link.node->owns_gradients() && gradient.shared()) gradient = clone(gradient);
+    return {gradient, true};
+  }
+
+  void give(const Link& link, Tensor incoming) {
+    check(incoming.defined(), "backward: an operator gave an undefined gradient");
+    if (!link.node->owns_gradients()) {
+      if (Tensor& gradient = stored(link); !gradient) {
+        gradient = std::move(incoming);
+        return;
+      }
+    }
+    const Slot place = slot(link);
+    if (place.accumulate) accumulate(incoming, place.tensor);
+    else copy(incoming, place.tensor);
+  }
+
+  std::vector<std::shared_ptr<Node>> heap_;
+};
+
+void detail::already_run() {
+  fail("backward: this part of the tape has run already; run the forward pass again");
+}
+
+bool recording() { return recording_now; }
+NoGrad::NoGrad() : before_(std::exchange(recording_now, false)) {}
+NoGrad::~NoGrad() { recording_now = before_; }
+Record::Record() : before_(std::exchange(recording_now, true)) {}
+Record::~Record() { recording_now = before_; }
+
+Tensor leaf(const Tensor& value, const Tensor& gradient) {
+  check(!gradient || gradient.shape() == value.shape(), "leaf: value {} but gradient {}", to_string(value.shape()),
+        to_string(gradient.shape()));
+  return value.with_link({std::make_shared<Leaf>(gradient, value.shape(), value.dtype(), value.device()), 0});
+}
+
+Tensor gradient(const Tensor& leaf) {
+  const Leaf& node = leaf_of(leaf);
+  return node.empty ? Tensor() : node.buffer();
+}
+
+void clear_gradient(const Tensor& leaf) { leaf_of(leaf).empty = true; }
+
+void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
+  check(outputs.size() == gradients.size(), "backward: {} outputs but {} gradients", outputs.size(), gradients.size());
+  for (size_t i = 0; i < outputs.size(); ++i)
+    check(!gradients[i] || gradients[i].shape() == outputs[i].shape(), "backward: output {} but gradient {}",
+          to_string(outputs[i].shape()), gradients[i] ? to_string(gradients[i].shape()) : "");
+  NoGrad inside;
+  Engine().run(outputs, gradients);
+}
+
+Tensor backward(const Tensor& loss) {
+  check(loss.defined() && loss.count() == 1, "backward: a loss has one element, not {}", loss.defined() ? loss.count() : 0);
+  check(static_cast<bool>(loss.link()), "backward: the loss was not recorded, no parameter leads to it");
+  const Tensor one = full(loss.shape(), 1, loss.dtype(), loss.device());
+  backward({&loss, 1}, {&one, 1});
+  return loss.detach();
+}
+
+}  // namespace adder

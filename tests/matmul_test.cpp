@@ -1,0 +1,67 @@
+#include "adder/autograd/gradient_check.h"
+#include "adder/autograd/tape.h"
+#include "adder/core/error.h"
+#include "adder/kernels/matmul.h"
+
+#include "catch.h"
+
+#include <cmath>
+#include <limits>
+
+using namespace adder;
+
+namespace {
+// The triple loop.
+Tensor naive(const Tensor& a, const Tensor& b, bool ta, bool tb) {
+  const auto x = to_host(a), y = to_host(b);
+  const int64_t batch = a.rank() == 3 ? a.size(0) : 1, m = a.size(ta ? -1 : -2), k = a.size(ta ? -2 : -1),
+                n = b.size(tb ? -2 : -1);
+  std::vector<double> c(static_cast<size_t>(batch * m * n));
+  for (int64_t s = 0; s < batch; ++s)
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t l = 0; l < k; ++l)
+          c[static_cast<size_t>((s * m + i) * n + j)] +=
+              x[static_cast<size_t>(s * m * k + (ta ? l * m + i : i * k + l))] *
+              y[static_cast<size_t>(s * n * k + (tb ? j * k + l : l * n + j))];
+  return from_host(a.rank() == 3 ? Shape{batch, m, n} : Shape{m, n}, c, DType::f64);
+}
+}  // namespace
+
+TEST_CASE("matmul: batched products equal the triple loop, every transpose") {
+  const bool ta = GENERATE(false, true), tb = GENERATE(false, true);
+  const int64_t batch = GENERATE(0, 1, 3);  // 0: plain matrices
+  const auto shape = [&](int64_t r, int64_t c) { return batch ? Shape{batch, r, c} : Shape{r, c}; };
+  const Tensor a = random_normal(ta ? shape(7, 5) : shape(5, 7), 1), b = random_normal(tb ? shape(3, 7) : shape(7, 3), 2);
+  const auto f = [&](std::span<const Tensor> t) {
+    return std::vector{apply(BatchedMatmul{.a = t[0], .b = t[1], .transpose_a = ta, .transpose_b = tb})};
+  };
+  CHECK(max_difference(f(std::vector{a, b})[0], naive(a, b, ta, tb)) < 1e-14);  // seven f64 roundings of O(1) numbers
+  const auto g = check_gradients(f, {a, b});
+  INFO(g.worst);
+  CHECK(g.error < 1e-6);
+}
+
+TEST_CASE("matmul: a linear map with and without bias, rows apart") {
+  const bool bias = GENERATE(false, true);
+  const Tensor wide = random_normal({2, 3, 11}, 1), x = wide.slice_last(2, 9);
+  const Tensor w = random_normal({5, 7}, 2), b = bias ? random_normal({5}, 3) : Tensor();
+  const Tensor y = apply(Matmul{.x = x, .weight = w, .bias = b}), same = apply(Matmul{.x = clone(x), .weight = w, .bias = b});
+  CHECK(y.shape() == Shape{2, 3, 5});
+  CHECK(bitwise_equal(y, same));
+  const auto g = check_gradients(
+      [](std::span<const Tensor> t) { return std::vector{apply(Matmul{.x = t[0], .weight = t[1], .bias = t[2]})}; },
+      {clone(x), w, b});
+  INFO(g.worst);
+  CHECK(g.error < 1e-6);
+}
+
+TEST_CASE("matmul: beta 0 overwrites NaN, and wrong shapes are named") {
+  const Tensor a = random_normal({2, 3}, 1), b = random_normal({3, 2}, 2);
+  const Tensor c = full({2, 2}, std::numeric_limits<double>::quiet_NaN(), DType::f64);
+  multiply({.a = a, .b = b, .c = c});
+  CHECK(max_difference(c, naive(a, b, false, false)) < 1e-14);
+  CHECK_THROWS_WITH(multiply({.a = a, .b = a, .c = c}), Catch::Matchers::Equals("multiply: a [2, 3] times b [2, 3] is not c [2, 2]"));
+  CHECK_THROWS_WITH(apply(Matmul{.x = a, .weight = a.slice_last(0, 2), .bias = {}}),
+                    Catch::Matchers::Equals("Matmul: x [2, 3] but weight [2, 2]"));
+}

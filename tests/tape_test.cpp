@@ -1,0 +1,183 @@
+#include "adder/autograd/gradient_check.h"
+#include "adder/autograd/recompute.h"
+#include "adder/autograd/tape.h"
+#include "adder/core/error.h"
+#include "adder/kernels/matmul.h"
+
+#include "catch.h"
+
+using namespace adder;
+
+namespace {
+
+int nodes_alive = 0;
+
+// Counts copies that are alive, to see when the tape lets go.
+struct Alive {
+  Alive() { ++nodes_alive; }
+  Alive(const Alive&) { ++nodes_alive; }
+  Alive(Alive&&) noexcept { ++nodes_alive; }
+  ~Alive() { --nodes_alive; }
+};
+
+// y = x, handing the very gradient it was given to its input.
+struct Same {
+  Tensor x;
+  Alive alive = {};
+  auto inputs() { return std::tie(x); }
+  Tensor forward() { return clone(std::exchange(x, {})); }
+  void backward(const Tensor& dy, Grads& to) const { to.give(0, dy); }
+};
+
+// a + b: both inputs get the same gradient tensor.
+struct Sum {
+  Tensor a, b;
+  auto inputs() { return std::tie(a, b); }
+  Tensor forward() {
+    const auto x = to_host(a), y = to_host(b);
+    std::vector<double> z(x.size());
+    for (size_t i = 0; i < z.size(); ++i) z[i] = x[i] + y[i];
+    Tensor sum = from_host(a.shape(), z, a.dtype());
+    a = b = {};
+    return sum;
+  }
+  void backward(const Tensor& dy, Grads& to) const {
+    to.give(0, dy);
+    to.give(1, dy);
+  }
+};
+
+// Keeps its own output, as exp or softmax would.
+struct KeepsOutput {
+  Tensor x, y;
+  Alive alive = {};
+  auto inputs() { return std::tie(x); }
+  Tensor forward() { return y = clone(std::exchange(x, {})); }
+  void backward(const Tensor& dy, Grads& to) const { to.give(0, dy); }
+};
+
+// Two outputs: x and x again; the gradients add.
+struct Twice {
+  Tensor x;
+  auto inputs() { return std::tie(x); }
+  std::array<Tensor, 2> forward() {
+    const Tensor kept = std::exchange(x, {});
+    return {clone(kept), clone(kept)};
+  }
+  void backward(const Tensor& dy, const Tensor& dz, Grads& to) const {
+    if (dy) to.give(0, dy);
+    if (dz) to.give(0, dz);
+  }
+};
+
+Tensor same(const Tensor& x) { return apply(Same{.x = x}); }
+Tensor sum(const Tensor& a, const Tensor& b) { return apply(Sum{.a = a, .b = b}); }
+
+}  // namespace
+
+TEST_CASE("tape: a gradient borrowed by two inputs is not added to in place") {
+  const Tensor a = leaf(full({3}, 1, DType::f64)), b = leaf(full({3}, 2, DType::f64));
+  const Tensor x = same(a), y = same(b);
+  const Tensor early = sum(x, y);         // gives x and y one gradient tensor ...
+  const Tensor late = sum(early, same(x));  // ... and x gets another one added
+  const Tensor ones = full({3}, 1, DType::f64);
+  backward({&late, 1}, {&ones, 1});
+  CHECK(to_host(gradient(a)) == std::vector<double>{2, 2, 2});
+  CHECK(to_host(gradient(b)) == std::vector<double>{1, 1, 1});
+  CHECK(to_host(ones) == std::vector<double>{1, 1, 1});
+}
+
+TEST_CASE("tape: an operator that keeps its own output is freed") {
+  nodes_alive = 0;
+  {
+    const Tensor x = leaf(full({2}, 1, DType::f64));
+    Tensor y = apply(KeepsOutput{.x = x, .y = {}});
+    CHECK(nodes_alive == 1);
+  }
+  CHECK(nodes_alive == 0);
+}
+
+TEST_CASE("tape: dropping and walking 200,000 operators does not recurse") {
+  nodes_alive = 0;
+  const Tensor x = leaf(full({1}, 1, DType::f64));
+  {
+    Tensor y = x;
+    for (int i = 0; i < 200'000; ++i) y = same(y);
+    CHECK(nodes_alive == 200'000);
+  }
+  CHECK(nodes_alive == 0);
+  Tensor y = x;
+  for (int i = 0; i < 200'000; ++i) y = same(y);
+  backward(y);
+  CHECK(item(gradient(x)) == 1);
+  CHECK(nodes_alive == 0);  // backward freed each node's operator as it ran
+}
+
+TEST_CASE("tape: outputs that nobody used have no gradient, and several outputs add") {
+  const Tensor x = leaf(full({2}, 1, DType::f64));
+  const auto [y, z] = apply(Twice{.x = x});
+  SECTION("one used") {
+    backward(apply(Matmul{.x = z, .weight = full({1, 2}, 3, DType::f64), .bias = {}}));
+    CHECK(to_host(gradient(x)) == std::vector<double>{3, 3});
+  }
+  SECTION("both used") {
+    backward(apply(Matmul{.x = sum(y, z), .weight = full({1, 2}, 3, DType::f64), .bias = {}}));
+    CHECK(to_host(gradient(x)) == std::vector<double>{6, 6});
+  }
+}
+
+TEST_CASE("tape: a second backward over one recording is refused, and gradients add over recordings") {
+  const Tensor x = leaf(full({1}, 2, DType::f64));
+  const Tensor y = same(x);
+  backward(y);
+  CHECK_THROWS_AS(backward(y), Error);
+  backward(same(x));
+  CHECK(item(gradient(x)) == 2);
+  clear_gradient(x);
+  CHECK_FALSE(gradient(x).defined());
+  backward(same(x));
+  CHECK(item(gradient(x)) == 1);
+}
+
+TEST_CASE("tape: nothing is recorded under NoGrad or without leaves") {
+  const Tensor x = leaf(full({1}, 2, DType::f64));
+  {
+    NoGrad none;
+    CHECK_FALSE(static_cast<bool>(same(x).link()));
+  }
+  CHECK(static_cast<bool>(same(x).link()));
+  CHECK_FALSE(static_cast<bool>(same(x.detach()).link()));
+  CHECK_THROWS_AS(backward(x.detach()), Error);
+}
+
+TEST_CASE("recompute: gradients of inputs and of what is captured equal those without, bit for bit") {
+  const Tensor x = leaf(random_normal({4, 3}, 1)), w = leaf(random_normal({5, 3}, 2)), v = leaf(random_normal({1, 5}, 3));
+  const auto f = [&](const Tensor& t) {
+    return apply(Matmul{.x = apply(Matmul{.x = t, .weight = w, .bias = {}}), .weight = v, .bias = {}});
+  };
+  const Tensor dy = random_normal({4, 1}, 4);
+  std::vector<Tensor> direct;
+  for (bool again : {false, true}) {
+    for (const Tensor& t : {x, w, v}) clear_gradient(t);
+    const Tensor y = again ? recompute(f, x) : f(x);
+    backward({&y, 1}, {&dy, 1});
+    if (!again) direct = {clone(gradient(x)), clone(gradient(w)), clone(gradient(v))};
+  }
+  CHECK(bitwise_equal(gradient(x), direct[0]));
+  CHECK(bitwise_equal(gradient(w), direct[1]));
+  CHECK(bitwise_equal(gradient(v), direct[2]));
+}
+
+TEST_CASE("recompute: keeps no more than its inputs") {
+  const Tensor x = leaf(random_normal({64, 64}, 1)), w = random_normal({64, 64}, 2);
+  const auto chain = [&](Tensor t) {
+    for (int i = 0; i < 8; ++i) t = apply(Matmul{.x = t, .weight = leaf(w), .bias = {}});
+    return t;
+  };
+  const int64_t before = memory_use(Device::cpu).in_use, one = 64 * 64 * 8;
+  const Tensor direct = chain(x);
+  CHECK(memory_use(Device::cpu).in_use - before == 8 * one);  // every product's input, and the output
+  const int64_t middle = memory_use(Device::cpu).in_use;
+  const Tensor again = recompute(chain, x);
+  CHECK(memory_use(Device::cpu).in_use - middle == one);  // the output alone: x was there
+}
