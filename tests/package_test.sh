@@ -11,7 +11,7 @@ cp -r "$source_folder/tests/package" "$outside/source"
 "$cmake" --build "$outside/build"
 
 said=$("$outside/build/my_recipe")
-expected="source/main.cpp:8: a recipe of 16 lines"
+expected=$'6\nsource/main.cpp:14: a recipe of 20 lines'
 if [[ $said != "$expected" ]]; then
   echo "the recipe said '$said', expected '$expected'"
   exit 1
