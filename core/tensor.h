@@ -47,6 +47,9 @@ class Tensor {
   int64_t row() const { return row_; }      // elements that lie side by side
   int64_t pitch() const { return pitch_; }  // elements from one row's start to the next one's
   int64_t rows() const { return row_ == 0 ? 0 : count() / row_; }
+  /// Elements from one token to the next when a token is the n elements of the last axes: n if contiguous, the pitch if
+  /// n is the row. Throws otherwise.
+  int64_t stride(int64_t n) const;
   bool contiguous() const { return pitch_ == row_ || rows() <= 1; }
 
   /// First element. Throws unless T is the dtype. Constness of the handle is not constness of the elements.
