@@ -35,7 +35,7 @@ void embedding_forward(Cpu, const Tensor& tokens, const Tensor& weight, const Te
 void embedding_backward(Cpu, const Tensor& tokens, const Tensor& dy, const Slot& dweight) {
   const int32_t* token = tokens.data<int32_t>();
   const int64_t vocabulary = dweight.tensor.size(0), channels = dweight.tensor.size(1), count = tokens.count();
-  // Each thread owns a range of channels, of whole cache lines, and walks all positions in order: nothing is shared, and
+  // Each thread owns a range of channels (whole cache lines) and walks all positions in order: nothing is shared, and
   // each sum has one order whatever the ranges are.
   const int64_t threads = omp_get_max_threads(), width = ((channels + threads - 1) / threads + 15) / 16 * 16;
   with_float("Embedding", dy.dtype(), [&]<class T>(T) {
