@@ -1,0 +1,174 @@
+#include "adder/autograd/gradient_check.h"
+#include "adder/autograd/tape.h"
+#include "adder/core/error.h"
+#include "adder/layers/language_model.h"
+
+#include "catch.h"
+
+#include <cmath>
+
+using namespace adder;
+using layers::LanguageModel;
+using layers::LanguageModelOptions;
+
+namespace {
+
+LanguageModelOptions tiny() {
+  return {.vocabulary = 11, .pad_vocabulary = 8, .layers = 3,
+          .mixer = {.d_model = 8, .d_state = 3, .head_dim = 4, .A_min = 0.1, .A_max = 1, .dt_init_min = 0.5, .dt_init_max = 2, .chunk = 4}};
+}
+
+Tensor tokens_of(int64_t batch, int64_t time, uint64_t seed) {
+  Tensor t({batch, time}, DType::i32);
+  const Random random(seed, "tokens");
+  for (int64_t i = 0; i < t.count(); ++i) t.data<int32_t>()[i] = static_cast<int32_t>(random.bits(static_cast<uint64_t>(i)) % 11);
+  return t;
+}
+
+Batch batch_of(int64_t rows, int64_t time, uint64_t seed, DType type = DType::f64) {
+  Batch b{.tokens = tokens_of(rows, time, seed), .targets = tokens_of(rows, time, seed + 1), .document = zeros({rows, time}, DType::i32)};
+  b.document.data<int32_t>()[time - 2] = b.document.data<int32_t>()[time - 1] = 1;  // a second document in the first row
+  b.counted = rows * time;
+  b.scale = full({1}, 1.0 / static_cast<double>(rows * time), type);
+  b.position = from_host({2}, std::array<int32_t, 2>{4, 0});
+  return b;
+}
+
+std::vector<Tensor> gradients_of(const Params& params) {
+  params.settle_gradients();
+  std::vector<Tensor> all;
+  for (const Param& p : params.all()) all.push_back(clone(p.gradient));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("language model: the loss is the mean of the negative log-probabilities of its own logits") {
+  Params params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+  const LanguageModel model(params, Mesh{}, tiny());
+  const Batch b = batch_of(2, 6, 5);
+  const auto logits = to_host(model.forward(b.tokens, {.document = b.document}));
+  double nats = 0;
+  for (size_t i = 0; i < 12; ++i) {
+    double sum = 0;
+    for (size_t v = 0; v < 11; ++v) sum += std::exp(logits[i * 11 + v]);
+    nats += std::log(sum) - logits[i * 11 + static_cast<size_t>(b.targets.data<int32_t>()[i])];
+  }
+  CHECK(std::abs(item(model.loss(b)) - nats / 12) < 1e-12);
+  double each = 0;
+  for (double x : to_host(model.token_losses(b))) each += x;
+  CHECK(std::abs(each - nats) < 1e-11);
+}
+
+TEST_CASE("language model: the gradient of a parameter agrees with differences of the loss") {
+  for (const bool mlp : {false, true}) {
+    Params params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+    LanguageModelOptions o = tiny();
+    o.d_intermediate = mlp ? 10 : 0;
+    o.tied = !mlp;
+    const LanguageModel model(params, Mesh{}, o);
+    const Batch b = batch_of(2, 6, 5);
+    copy(random_normal(params.all()[0].value.shape(), 9), params.all()[0].value);  // an embedding that is not near zero
+    backward(model.loss(b));
+    const auto gradients = gradients_of(params);
+    for (size_t i = 0; i < params.all().size(); ++i) {  // one direction of each parameter
+      const Param& p = params.all()[i];
+      const Tensor v = random_normal(p.value.shape(), 100 + i), before = clone(p.value);
+      const auto at = [&](double h) {
+        auto x = to_host(before);
+        const auto d = to_host(v);
+        for (size_t k = 0; k < x.size(); ++k) x[k] += h * d[k];
+        copy(from_host(p.value.shape(), x, DType::f64), p.value);
+        return item(model.loss(b));
+      };
+      const double fd = (at(1e-5) - at(-1e-5)) / 2e-5;
+      copy(before, p.value);
+      double an = 0, norm = 0;
+      const auto g = to_host(gradients[i]), d = to_host(v);
+      for (size_t k = 0; k < g.size(); ++k) an += g[k] * d[k], norm += g[k] * g[k];
+      INFO(p.name << ": " << an << " by backward, " << fd << " by differences");
+      const double rounding = 1e-10;  // of the two losses, over 2h
+      CHECK(std::abs(an - fd) < 1e-6 * std::max({std::abs(an), std::abs(fd), 1e-3 * std::sqrt(norm)}) + rounding);
+    }
+  }
+}
+
+TEST_CASE("language model: prefill and step equal forward at every position") {
+  Params params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+  LanguageModelOptions o = tiny();
+  o.d_intermediate = 10;
+  const LanguageModel model(params, Mesh{}, o);
+  const Tensor tokens = tokens_of(2, 9, 7);
+  const auto at = [&](const Tensor& t, int64_t i) {  // column i of i32 [batch, time]
+    return clone(t.slice_last(i, i + 1)).reshape({t.size(0)});
+  };
+  const Tensor all = clone(model.forward(tokens)).reshape({2, 9 * 11});
+  for (const int64_t prompt : {1, 4, 9}) {
+    LanguageModel::State state = model.zero_state(2);
+    Tensor logits = model.prefill(clone(tokens.slice_last(0, prompt)), state);
+    for (int64_t t = prompt;; ++t) {
+      CHECK(relative_rms(logits, clone(all.slice_last((t - 1) * 11, t * 11))) < 1e-12);
+      if (t == 9) break;
+      logits = model.step(at(tokens, t), state);
+    }
+  }
+}
+
+TEST_CASE("language model: recompute gives the same bits, dropout included, and holds less") {
+  std::vector<Tensor> direct;
+  double loss = 0;
+  int64_t held[2];
+  for (const bool recompute : {false, true}) {
+    Params params(Device::cpu);
+    LanguageModelOptions o = tiny();
+    o.dropout = 0.3;
+    o.recompute = recompute;
+    o.d_intermediate = 10;
+    const LanguageModel model(params, Mesh{}, o);
+    const Batch b = batch_of(2, 16, 5, DType::f32);
+    const int64_t before = memory_use(Device::cpu).in_use;
+    const Tensor l = model.loss(b);
+    held[recompute] = memory_use(Device::cpu).in_use - before;
+    if (recompute) CHECK(item(l) == loss);
+    loss = item(l);
+    backward(l);
+    const auto gradients = gradients_of(params);
+    if (recompute)
+      for (size_t i = 0; i < gradients.size(); ++i) CHECK(bitwise_equal(gradients[i], direct[i]));
+    direct = gradients;
+    CHECK(item(model.loss(b, layers::Mode::evaluate)) != loss);  // dropout did something
+  }
+  CHECK(held[1] < held[0] / 3);
+}
+
+TEST_CASE("language model: micro-batches add to the batch, dropout included") {
+  Params params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+  LanguageModelOptions o = tiny();
+  o.dropout = 0.2;
+  const LanguageModel model(params, Mesh{}, o);
+  const Batch b = batch_of(4, 6, 5);
+  const double loss = item(backward(model.loss(b)));
+  const auto whole = gradients_of(params);
+  params.clear_gradients();
+  double sum = 0;
+  for (int32_t first : {0, 2}) {
+    const auto rows = [&](const Tensor& t) { return t.slice_first(first, first + 2); };
+    Batch part{.tokens = rows(b.tokens), .targets = rows(b.targets), .document = rows(b.document), .counted = 12,
+               .scale = b.scale, .position = from_host({2}, std::array<int32_t, 2>{4, first})};
+    sum += item(backward(model.loss(part)));
+  }
+  CHECK(std::abs(sum - loss) < 1e-14);
+  const auto parts = gradients_of(params);
+  for (size_t i = 0; i < whole.size(); ++i) CHECK(relative_rms(parts[i], whole[i]) < 1e-12);
+}
+
+TEST_CASE("language model: names and sizes of the parameters") {
+  Params params(Device::cpu);
+  const LanguageModel model(params, Mesh{}, {.vocabulary = 50277, .pad_vocabulary = 16, .layers = 2, .mixer = {.d_model = 64, .d_state = 16, .head_dim = 16}});
+  CHECK(params.all()[0].name == "embedding/weight");
+  CHECK(params.all()[0].shape == Shape{50288, 64});
+  int64_t decayed = 0;
+  for (const Param& p : params.all()) decayed += p.options.decay;
+  CHECK(decayed == 1 + 2 * (5 + 3 + 1));  // the table; in_proj's and the convolution's parts, out_proj
+  CHECK_THROWS_AS(LanguageModel(Params(Device::cpu), Mesh{}, LanguageModelOptions{.layers = 0}), Error);
+}
