@@ -10,8 +10,8 @@
 namespace adder {
 namespace {
 
-constexpr int64_t block = 128;  // tokens of one tile, and of one partial sum of dweight
-constexpr int64_t lanes = 256;  // channels of one tile: the few rows it works on stay in the first-level cache
+constexpr int64_t block = 128;   // tokens of one tile, and of one partial sum of dweight
+constexpr int64_t lanes = 2048;  // channels of one tile: a few rows fit the second-level cache, long ones stream best
 
 /// The rows of a tensor along its last axis.
 template <class T>
@@ -259,7 +259,8 @@ void backward(const CausalConv1d& conv, const Tensor& dy, const Tensor& dfinal, 
   const Rows<T> dx = rows<T>(to.x.tensor), dstate = rows<T>(to.initial_state), sum_rows = rows<T>(sums);
 #pragma omp parallel if (o.large())
   {
-    std::vector<T> ring(static_cast<size_t>(o.width * lanes));
+    const int64_t stride = std::min(lanes, o.channels);
+    std::vector<T> ring(static_cast<size_t>(o.width * stride));
 #pragma omp for collapse(3)
     for (int64_t b = 0; b < o.batch; ++b)
       for (int64_t i = 0; i < blocks; ++i)
@@ -268,7 +269,7 @@ void backward(const CausalConv1d& conv, const Tensor& dy, const Tensor& dfinal, 
                           .channels = std::min(lanes, o.channels - c), .silu = conv.silu, .add_to_dx = to.x.accumulate,
                           .dy = dy_rows.from(b * o.time, c), .dfinal = dfinal_rows.from(b * past, c),
                           .dx = dx.from(b * o.time, c), .dstate = dstate.from(b * past, c),
-                          .sums = sum_rows.from((b * blocks + i) * (o.width + 1), c), .ring = {ring.data(), lanes}}
+                          .sums = sum_rows.from((b * blocks + i) * (o.width + 1), c), .ring = {ring.data(), stride}}
               .run(i * block, std::min(o.time, (i + 1) * block));
   }
   if (parameters) add_sums<T>(sums, to.weight, to.bias);
@@ -341,7 +342,8 @@ void CausalConv1d::backward(const Tensor& dy, const Tensor& dfinal_state, Grads&
 Tensor causal_conv1d_step(const CausalConv1dStep& step) {
   check(step.x.rank() == 2, "CausalConv1d: x {} of a step is not [batch, channel]", to_string(step.x.shape()));
   check_parameters(step.x, step.weight, step.bias);
-  check_operand(step.state, "a state", {step.x.size(0), step.weight.size(1) - 1, step.x.size(1)}, step.x, step.x.dtype());
+  const Shape state{step.x.size(0), step.weight.size(1) - 1, step.x.size(1)};
+  check_operand(step.state, "a state", state, step.x, step.x.dtype());
   const Tensor y(step.x.shape(), step.x.dtype(), step.x.device());
   on(step.x.device(), [&](auto backend) { causal_conv1d_step(backend, step, y); });
   return y;
