@@ -9,8 +9,8 @@ namespace adder {
 
 /// y = x keep / (1 - p), where each element is kept with probability 1 - p.             Srivastava et al. 2014
 ///
-/// An element is kept if its word is >= floor(p 2^32). With g = (first row + batch row) (elements of a row) + i, its index
-/// in the global batch, the word is
+/// An element is kept if its word is >= floor(p 2^32). With g = (first row + batch row) (elements of a row) + i, its
+/// index in the global batch, the word is
 ///   philox({low g/4, high g/4, low step, high step}, {low key, high key})[g % 4]              (core/random.h)
 /// so the mask does not depend on micro-batches, ranks or threads, and a recomputed block repeats it.
 /// Backward keeps a copy of the position (8 bytes) and makes the mask again. p = 0 is the identity, without a copy.
