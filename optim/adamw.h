@@ -6,7 +6,7 @@
 //
 // Nothing waits for the device: the norm is a tensor, and whether it was finite is decided where it lies. One that is
 // NaN or infinite leaves weights and moments as they are, bit for bit; such steps are counted, and bias correction
-// counts only the others. A parameter that no gradient reached has a zero gradient: its moments and weights still decay.
+// counts only the others. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
 #pragma once
 
 #include "adder/autograd/params.h"
