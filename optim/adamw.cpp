@@ -1,0 +1,98 @@
+#include "adder/optim/adamw.h"
+
+#include "adder/core/error.h"
+#include "adder/kernels/adamw.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+
+namespace adder {
+namespace {
+
+// Where a view begins in the flat memory it belongs to, in elements.
+int64_t offset_in(const Tensor& flat, const Tensor& view) {
+  return (static_cast<const char*>(view.address()) - static_cast<const char*>(flat.address())) / size_of(flat.dtype());
+}
+
+Tensor control(const Tensor& controls, int64_t i) { return controls.slice_first(i, i + 1); }
+
+}  // namespace
+
+AdamW::AdamW(const Params& params, const AdamWOptions& options)
+    : params_(params),
+      options_(options),
+      controls_(zeros({AdamWControls::size}, DType::f64, params.device())) {
+  check(0 <= options.beta1 && options.beta1 < 1 && 0 <= options.beta2 && options.beta2 < 1,
+        "AdamW: beta1 {} and beta2 {} must lie in [0, 1)", options.beta1, options.beta2);
+  check(options.eps > 0, "AdamW: eps {} must be positive", options.eps);
+  check(options.weight_decay >= 0, "AdamW: weight decay {} is negative", options.weight_decay);
+  for (const ParamBlock& block : params.blocks()) {
+    const Shape shape{block.used};
+    blocks_.push_back({zeros(shape, params.dtype(), params.device()), zeros(shape, params.dtype(), params.device())});
+  }
+  // Parameters lie in the blocks in creation order. A range ends where its successor begins: the gaps stay zero.
+  size_t block = 0;
+  for (const Param& p : params.all()) {
+    while (!p.value.same_storage(params.blocks()[block].values)) ++block;
+    const int64_t begin = offset_in(params.blocks()[block].values, p.value), end = begin + p.value.count();
+    const auto part = [&](const Tensor& flat) { return flat.slice_first(begin, end).reshape(p.value.shape()); };
+    moments_.push_back({p.name, part(blocks_[block].exp_avg), part(blocks_[block].exp_avg_sq)});
+    const bool same_block = !ranges_.empty() && ranges_.back().block == block;
+    if (same_block) ranges_.back().end = begin;
+    if (same_block && ranges_.back().decay == p.options.decay && ranges_.back().lr_scale == p.options.lr_scale)
+      ranges_.back().end = end;
+    else ranges_.push_back({block, begin, end, p.options.decay, p.options.lr_scale});
+  }
+}
+
+Tensor AdamW::step(double learning_rate, const StepOptions& options) {
+  check(params_.all().size() == moments_.size(), "AdamW: made for {} parameters, but now there are {}",
+        moments_.size(), params_.all().size());
+  check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
+  check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
+  params_.settle_gradients();
+  const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
+  static_assert(AdamWControls::learning_rate == 0 && AdamWControls::max_norm == 1);
+  copy(from_host({2}, std::array{learning_rate, max_norm}, DType::f64, params_.device()), controls_.slice_first(0, 2));
+
+  std::vector<Tensor> gradients;
+  for (const ParamBlock& block : params_.blocks()) gradients.push_back(block.gradients.slice_first(0, block.used));
+  on(params_.device(), [&](auto backend) {
+    sum_of_squares(backend, gradients, control(controls_, AdamWControls::squares));
+    adamw_controls(backend, controls_);
+    for (const Range& r : ranges_)
+      adamw_update(backend, {.parameter = params_.blocks()[r.block].values.slice_first(r.begin, r.end),
+                             .gradient = gradients[r.block].slice_first(r.begin, r.end),
+                             .exp_avg = blocks_[r.block].exp_avg.slice_first(r.begin, r.end),
+                             .exp_avg_sq = blocks_[r.block].exp_avg_sq.slice_first(r.begin, r.end),
+                             .rounded = {},
+                             .controls = controls_,
+                             .beta1 = options_.beta1,
+                             .beta2 = options_.beta2,
+                             .epsilon = options_.eps,
+                             .weight_decay = r.decay ? options_.weight_decay : 0,
+                             .lr_scale = r.lr_scale});
+  });
+  params_.clear_gradients();
+  return clone(control(controls_, AdamWControls::norm));
+}
+
+AdamW::Counts AdamW::counts() const {
+  const auto c = to_host(controls_);
+  const auto count = [&](size_t i) { return static_cast<int64_t>(c[i]); };
+  return {count(AdamWControls::applied), count(AdamWControls::skipped), count(AdamWControls::skipped_in_a_row)};
+}
+
+void AdamW::restore(const Counts& counts) {
+  check(counts.applied >= 0 && counts.skipped >= counts.skipped_in_a_row && counts.skipped_in_a_row >= 0,
+        "AdamW: {} steps applied, {} skipped, {} of them in a row", counts.applied, counts.skipped,
+        counts.skipped_in_a_row);
+  const std::array values{static_cast<double>(counts.applied), static_cast<double>(counts.skipped),
+                          static_cast<double>(counts.skipped_in_a_row)};
+  static_assert(AdamWControls::skipped_in_a_row == AdamWControls::applied + 2);
+  copy(from_host({3}, values, DType::f64, params_.device()),
+       controls_.slice_first(AdamWControls::applied, AdamWControls::skipped_in_a_row + 1));
+}
+
+}  // namespace adder

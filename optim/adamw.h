@@ -1,0 +1,72 @@
+// AdamW over the parameters of a model; the formula is in kernels/adamw.h.
+//
+//   AdamW optimizer(params, {.beta2 = 0.95, .weight_decay = 0.1});
+//   backward(loss);                                                   // once a micro-batch: gradients add
+//   const Tensor norm = optimizer.step(schedule(step), {.clip = 1});  // and the gradients are cleared
+//
+// Nothing waits for the device: the norm is a tensor, and whether it was finite is decided where it lies. One that is
+// NaN or infinite leaves weights and moments as they are, bit for bit; such steps are counted, and bias correction
+// counts only the others. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
+#pragma once
+
+#include "adder/autograd/params.h"
+
+namespace adder {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  // of the parameters whose options say decay
+};
+
+struct StepOptions {
+  double clip = 1.0;  // gradients of a larger global norm are scaled down to it; 0: never
+};
+
+class AdamW {
+ public:
+  /// All parameters must exist by now. Throws if an option is out of range.
+  explicit AdamW(const Params& params, const AdamWOptions& options = {});
+
+  /// One update with the gradients collected since the last one. Returns their global norm before clipping, f64 [1].
+  Tensor step(double learning_rate, const StepOptions& options = {});
+
+  // State, for checkpoints. Reading the counts waits for the device.
+
+  struct Moments {
+    std::string name;            // of the logical tensor
+    Tensor exp_avg, exp_avg_sq;  // m and v, as Param::value: views to be read, or written when resuming
+  };
+  /// In the order of Params::all().
+  const std::vector<Moments>& moments() const { return moments_; }
+
+  struct Counts {
+    int64_t applied = 0, skipped = 0, skipped_in_a_row = 0;  // steps
+  };
+  Counts counts() const;
+  void restore(const Counts& counts);
+  int64_t skipped() const { return counts().skipped; }
+  int64_t skipped_in_a_row() const { return counts().skipped_in_a_row; }
+
+ private:
+  // Flat memory of neighbours that are updated alike.
+  struct Range {
+    size_t block;
+    int64_t begin, end;
+    bool decay;
+    double lr_scale;
+  };
+  // The moments of one block of parameters.
+  struct Block {
+    Tensor exp_avg, exp_avg_sq;  // [used]
+  };
+
+  Params params_;
+  AdamWOptions options_;
+  std::vector<Block> blocks_;
+  std::vector<Range> ranges_;
+  std::vector<Moments> moments_;
+  Tensor controls_;  // f64 [AdamWControls::size]
+};
+
+}  // namespace adder

@@ -1,0 +1,232 @@
+#include "adder/optim/adamw.h"
+
+#include "adder/autograd/gradient_check.h"
+#include "adder/autograd/tape.h"
+#include "adder/core/bf16.h"
+#include "adder/core/error.h"
+#include "adder/kernels/adamw.h"
+
+#include "catch.h"
+
+#include <omp.h>
+
+#include <cmath>
+#include <limits>
+
+using namespace adder;
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+
+// One number, updated as the paper writes it.
+struct Scalar {
+  double p, m = 0, v = 0;
+  void step(double g, int t, double rate, double decay, const AdamWOptions& o) {
+    m = o.beta1 * m + (1 - o.beta1) * g;
+    v = o.beta2 * v + (1 - o.beta2) * g * g;
+    const double m_hat = m / (1 - std::pow(o.beta1, t)), v_hat = v / (1 - std::pow(o.beta2, t));
+    p = p - rate * (m_hat / (std::sqrt(v_hat) + o.eps) + decay * p);
+  }
+};
+
+// Puts a gradient where backward would.
+void give(const Tensor& parameter, const Tensor& gradient) { backward({&parameter, 1}, {&gradient, 1}); }
+
+std::vector<Scalar> scalars(const Tensor& t) {
+  std::vector<Scalar> result;
+  for (const double p : to_host(t)) result.push_back({p});
+  return result;
+}
+
+double difference(const Tensor& t, const std::vector<Scalar>& expected) {
+  const auto values = to_host(t);
+  double most = 0;
+  for (size_t i = 0; i < values.size(); ++i) most = std::max(most, std::abs(values[i] - expected[i].p));
+  return most;
+}
+
+struct Model {
+  Params params = Params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+  Tensor weight = params.create("weight", {7, 3}, init::normal(1));
+  Tensor bias = params.create("bias", {5}, init::normal(1), {.decay = false});
+  Tensor slow = params.create("slow", {65}, init::normal(1), {.lr_scale = 0.1});
+  std::array<Tensor, 3> all() const { return {weight, bias, slow}; }
+};
+
+Tensor controls(double rate, double clip_factor, double finite, double applied) {
+  std::vector<double> c(AdamWControls::size);
+  c[AdamWControls::learning_rate] = rate;
+  c[AdamWControls::clip_factor] = clip_factor;
+  c[AdamWControls::finite] = finite;
+  c[AdamWControls::applied] = applied;
+  return from_host({AdamWControls::size}, c, DType::f64);
+}
+
+}  // namespace
+
+TEST_CASE("adamw: twenty steps equal the formula of the paper: decay, lr_scale and clipping") {
+  const double clip = GENERATE(0.0, 3.0);
+  const AdamWOptions o{.beta1 = 0.8, .beta2 = 0.9, .eps = 1e-3, .weight_decay = 0.2};
+  const Model model;
+  AdamW optimizer(model.params, o);
+  std::array expected{scalars(model.weight), scalars(model.bias), scalars(model.slow)};
+  for (int t = 1; t <= 20; ++t) {
+    const double rate = 0.1 / t;
+    double squares = 0;
+    std::array<std::vector<double>, 3> gradients;
+    for (size_t k = 0; k < 3; ++k) {
+      const Tensor p = model.all()[k];
+      const Tensor g = random_normal(p.shape(), static_cast<uint64_t>(t) * 10 + k, 0.4);
+      gradients[k] = to_host(g);
+      for (const double x : gradients[k]) squares += x * x;
+      give(p, g);
+    }
+    const double norm = std::sqrt(squares), factor = clip > 0 && norm > clip ? clip / norm : 1;
+    for (size_t k = 0; k < 3; ++k)
+      for (size_t i = 0; i < expected[k].size(); ++i)
+        expected[k][i].step(factor * gradients[k][i], t, k == 2 ? 0.1 * rate : rate, k == 1 ? 0 : 0.2, o);
+    CHECK(item(optimizer.step(rate, {.clip = clip})) == Approx(norm).epsilon(1e-14));
+  }
+  for (size_t k = 0; k < 3; ++k) CHECK(difference(model.all()[k], expected[k]) < 1e-14);  // 20 roundings
+  CHECK(optimizer.counts().applied == 20);
+}
+
+TEST_CASE("adamw: a gradient that is not finite changes nothing and is counted") {
+  const double bad = GENERATE(values({not_a_number, infinity, -infinity}));
+  const Model model;
+  AdamW optimizer(model.params);
+  const auto state = [&] {
+    std::vector<Tensor> s;
+    for (const Tensor& t : model.all()) s.push_back(clone(t));
+    for (const auto& m : optimizer.moments()) s.insert(s.end(), {clone(m.exp_avg), clone(m.exp_avg_sq)});
+    return s;
+  };
+  for (const Tensor& p : model.all()) give(p, random_normal(p.shape(), 3));
+  optimizer.step(0.1);
+  const auto before = state();
+  for (int i = 1; i <= 2; ++i) {
+    give(model.weight, full({7, 3}, 1, DType::f64));
+    give(model.slow, full({65}, bad, DType::f64));
+    CHECK_FALSE(std::isfinite(item(optimizer.step(0.1))));
+    CHECK(optimizer.skipped_in_a_row() == i);
+  }
+  const auto after = state();
+  for (size_t i = 0; i < before.size(); ++i) CHECK(bitwise_equal(before[i], after[i]));
+  give(model.weight, full({7, 3}, 1, DType::f64));
+  CHECK(item(optimizer.step(0.1)) == Approx(std::sqrt(21.0)));
+  CHECK(optimizer.counts().applied == 2);
+  CHECK(optimizer.skipped() == 2);
+  CHECK(optimizer.skipped_in_a_row() == 0);
+}
+
+TEST_CASE("adamw: gradients are cleared by a step, and a parameter that got none has a zero gradient") {
+  const Model model;
+  AdamW optimizer(model.params, {.weight_decay = 0});
+  give(model.weight, full({7, 3}, 2, DType::f64));
+  give(model.weight, full({7, 3}, 1, DType::f64));
+  CHECK(item(optimizer.step(0.1, {.clip = 0})) == Approx(3 * std::sqrt(21.0)));
+  const Tensor bias = clone(model.bias), weight = clone(model.weight);
+  CHECK_FALSE(gradient(model.weight).defined());
+  CHECK(item(optimizer.step(0.1)) == 0);
+  CHECK(bitwise_equal(model.bias, bias));
+  CHECK(max_difference(model.weight, weight) > 0.01);  // the first moment is not zero yet
+}
+
+TEST_CASE("adamw: moments and counts restored in a second optimizer continue bit for bit") {
+  const Model a, b;
+  AdamW first(a.params), second(b.params);
+  const auto step = [](const Model& model, AdamW& optimizer, uint64_t seed) {
+    for (const Tensor& p : model.all()) give(p, random_normal(p.shape(), seed));
+    optimizer.step(0.05);
+  };
+  step(a, first, 1);
+  step(a, first, 2);
+  for (size_t k = 0; k < 3; ++k) {
+    copy(a.all()[k], b.all()[k]);
+    CHECK(first.moments()[k].name == a.params.all()[k].name);
+    CHECK(first.moments()[k].exp_avg.shape() == a.params.all()[k].value.shape());
+    copy(first.moments()[k].exp_avg, second.moments()[k].exp_avg);
+    copy(first.moments()[k].exp_avg_sq, second.moments()[k].exp_avg_sq);
+  }
+  second.restore(first.counts());
+  step(a, first, 3);
+  step(b, second, 3);
+  for (size_t k = 0; k < 3; ++k) CHECK(bitwise_equal(a.all()[k], b.all()[k]));
+  CHECK(second.counts().applied == 3);
+}
+
+TEST_CASE("adamw: parts of a packed parameter keep their own decay") {
+  Params params(Device::cpu, {.seed = 1, .dtype = DType::f64});
+  const Init one = init::constant(1);
+  const Tensor packed =
+      params.create_packed("in_proj", 2, {{"x", 3, one, {}}, {"dt", 1, one, {.decay = false}}, {"z", 2, one, {}}});
+  AdamW optimizer(params, {.weight_decay = 0.5});
+  optimizer.step(0.1);
+  CHECK(to_host(packed) == std::vector<double>{.95, .95, .95, .95, .95, .95, 1, 1, .95, .95, .95, .95});
+  CHECK(optimizer.moments().size() == 3);
+}
+
+TEST_CASE("adamw: parameters made after the optimizer, and options out of range, are refused") {
+  Model model;
+  AdamW optimizer(model.params);
+  CHECK_THROWS_WITH(optimizer.step(not_a_number), "AdamW: learning rate nan");
+  CHECK_THROWS_WITH(optimizer.step(0.1, {.clip = -1}), "AdamW: gradients cannot be clipped to a norm of -1");
+  model.params.create("late", {1}, init::constant(0));
+  CHECK_THROWS_WITH(optimizer.step(0.1), "AdamW: made for 3 parameters, but now there are 4");
+  CHECK_THROWS_AS(AdamW(model.params, {.beta1 = 1}), Error);
+  CHECK_THROWS_AS(AdamW(model.params, {.eps = 0}), Error);
+  CHECK_THROWS_AS(AdamW(model.params, {.weight_decay = -0.1}), Error);
+}
+
+TEST_CASE("adamw: the f32 update follows f64, and the bf16 copy is the rounded parameter") {
+  const int64_t n = GENERATE(1, 4096, 4097);
+  const double finite = GENERATE(1.0, 0.0);
+  const auto make = [&](DType type) {
+    return AdamWUpdate{.parameter = to(random_normal({n}, 1, 1, 0, DType::f32), type),
+                       .gradient = to(random_normal({n}, 2, 1, 0, DType::f32), type),
+                       .exp_avg = to(random_normal({n}, 3, 1, 0, DType::f32), type),
+                       .exp_avg_sq = full({n}, 0.5, type),
+                       .rounded = full({n}, 7, DType::bf16),
+                       .controls = controls(1e-3, 0.5, finite, 10),
+                       .weight_decay = 0.1};
+  };
+  const AdamWUpdate a = make(DType::f32), b = make(DType::f64);
+  adamw_update(Cpu{}, a);
+  adamw_update(Cpu{}, b);
+  CHECK(max_difference(a.parameter, b.parameter) < 5e-7);  // one rounding of numbers below 5
+  CHECK(relative_rms(a.exp_avg, b.exp_avg) < 1e-7);        // two or three roundings of 2^-24
+  CHECK(relative_rms(a.exp_avg_sq, b.exp_avg_sq) < 1.5e-7);
+  CHECK(bitwise_equal(a.rounded, finite != 0 ? to(a.parameter, DType::bf16) : full({n}, 7, DType::bf16)));
+}
+
+TEST_CASE("adamw: the sum of squares is the same for any number of threads, and NaN goes through") {
+  const std::vector<Tensor> tensors{random_normal({100'003}, 1, 1, 0, DType::f32), random_normal({2, 3}, 3),
+                                    random_normal({17}, 2, 1, 0, DType::f32), Tensor({0}, DType::f32)};
+  long double exact = 0;
+  for (const Tensor& t : tensors)
+    for (const double x : to_host(t)) exact += static_cast<long double>(x) * x;
+  const Tensor one({1}, DType::f64), many({1}, DType::f64);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  sum_of_squares(Cpu{}, tensors, one);
+  omp_set_num_threads(3);
+  sum_of_squares(Cpu{}, tensors, many);
+  omp_set_num_threads(threads);
+  CHECK(bitwise_equal(one, many));
+  CHECK(item(one) == Approx(static_cast<double>(exact)).epsilon(1e-14));
+  tensors[0].data<float>()[70'000] = std::numeric_limits<float>::quiet_NaN();
+  sum_of_squares(Cpu{}, tensors, one);
+  CHECK(std::isnan(item(one)));
+  const std::vector large{full({3}, 1e30)};  // whose squares are beyond f32
+  sum_of_squares(Cpu{}, large, one);
+  CHECK(item(one) == Approx(3e60).epsilon(1e-6));
+}
+
+TEST_CASE("adamw: operands that do not fit are named") {
+  const Tensor p = full({3}, 1), g = full({4}, 1);
+  const AdamWUpdate u{.parameter = p, .gradient = g, .exp_avg = p, .exp_avg_sq = p, .rounded = {}, .controls = {}};
+  CHECK_THROWS_WITH(adamw_update(Cpu{}, u),
+                    "AdamW: parameter f32 [3] but gradient f32 [4], all must be contiguous");
+}
