@@ -24,6 +24,7 @@ class Leaf final : public Node {
     return buffer_;
   }
   bool owns_gradients() const override { return true; }
+  Shape output_shape(int) const override { return signature_.shape; }
 
   bool empty = true;  // the next gradient overwrites the buffer
   Tensor buffer() const { return buffer_; }
@@ -41,20 +42,20 @@ Leaf& leaf_of(const Tensor& t) {
 
 }  // namespace
 
-Node::Node(std::vector<Link> inputs, size_t outputs)
+Node::Node(std::vector<Edge> inputs, size_t outputs)
     : inputs_(std::move(inputs)), outputs_(outputs), number_(nodes_created++) {}
 
 // A long tape must not be freed by recursion: the first node to go frees those that it alone held, one after another.
 Node::~Node() {
-  thread_local std::vector<Link>* pending = nullptr;
+  thread_local std::vector<Edge>* pending = nullptr;
   if (pending != nullptr) {
     std::move(inputs_.begin(), inputs_.end(), std::back_inserter(*pending));
     return;
   }
-  std::vector<Link> work = std::move(inputs_);
+  std::vector<Edge> work = std::move(inputs_);
   pending = &work;
   while (!work.empty()) {
-    const Link last = std::move(work.back());
+    const Edge last = std::move(work.back());
     work.pop_back();
   }
   pending = nullptr;
@@ -65,8 +66,7 @@ class Engine {
  public:
   void run(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
     for (size_t i = 0; i < outputs.size(); ++i) {
-      const Link& link = outputs[i].link();
-      if (link && gradients[i]) give(link, gradients[i]);
+      if (const Link& link = outputs[i].link(); link && gradients[i]) give(link, gradients[i]);
     }
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end(), older);
@@ -85,16 +85,21 @@ class Engine {
  private:
   class Destinations final : public Grads {
    public:
-    Destinations(Engine& engine, const std::vector<Link>& links) : engine_(engine), links_(links) {}
-    bool wants(int i) const override { return static_cast<bool>(links_.at(static_cast<size_t>(i))); }
-    Slot slot(int i) override { return engine_.slot(links_.at(static_cast<size_t>(i))); }
+    Destinations(Engine& engine, const std::vector<Edge>& edges) : engine_(engine), edges_(edges) {}
+    bool wants(int i) const override { return static_cast<bool>(edge(i).link); }
+    Slot slot(int i) override {
+      const Slot place = engine_.slot(edge(i).link);
+      return {place.tensor.reshape(edge(i).shape), place.accumulate};
+    }
     void give(int i, Tensor gradient) override {
-      if (wants(i)) engine_.give(links_[static_cast<size_t>(i)], std::move(gradient));
+      if (wants(i)) engine_.give(edge(i).link, std::move(gradient));
     }
 
    private:
+    const Edge& edge(int i) const { return edges_.at(static_cast<size_t>(i)); }
+
     Engine& engine_;
-    const std::vector<Link>& links_;
+    const std::vector<Edge>& edges_;
   };
 
   // The stored gradient of an output, undefined if nothing arrived; queues the node that will read it.
@@ -123,6 +128,8 @@ class Engine {
 
   void give(const Link& link, Tensor incoming) {
     check(incoming.defined(), "backward: an operator gave an undefined gradient");
+    const Shape shape = link.node->output_shape(link.output);
+    if (incoming.shape() != shape) incoming = contiguous(incoming).reshape(shape);
     if (!link.node->owns_gradients()) {
       if (Tensor& gradient = stored(link); !gradient) {
         gradient = std::move(incoming);

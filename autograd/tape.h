@@ -27,11 +27,18 @@
 
 namespace adder {
 
+/// An input of a recorded operator: where it came from (empty: no gradient wanted) and the shape in which it was used,
+/// which may be another than that in which it was made: reshaping is no operator.
+struct Edge {
+  Link link;
+  Shape shape;
+};
+
 /// One recorded operator: links to where its inputs came from, and the gradients of its outputs while backward runs.
 class Node {
  public:
   /// The number orders nodes by creation: the newest runs first.
-  Node(std::vector<Link> inputs, size_t outputs);
+  Node(std::vector<Edge> inputs, size_t outputs);
   virtual ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -42,10 +49,11 @@ class Node {
   /// written in place and never replaced.
   virtual Tensor gradient_buffer(int output) = 0;
   virtual bool owns_gradients() const { return false; }
+  virtual Shape output_shape(int output) const = 0;
 
  private:
   friend class Engine;
-  std::vector<Link> inputs_;       // an empty link: no gradient wanted
+  std::vector<Edge> inputs_;
   size_t outputs_;
   std::vector<Tensor> gradients_;  // by output while backward runs; undefined: nothing arrived yet
   uint64_t number_;
@@ -119,7 +127,7 @@ void for_each_input(Op& op, F&& f) {
 template <class Op, class Outputs>
 class OpNode final : public Node {
  public:
-  OpNode(Op op, std::vector<Link> inputs, std::span<const Tensor> outputs)
+  OpNode(Op op, std::vector<Edge> inputs, std::span<const Tensor> outputs)
       : Node(std::move(inputs), outputs.size()), op_(std::move(op)) {
     for (const Tensor& y : outputs)
       signatures_.push_back(y ? Signature{y.shape(), y.dtype(), y.device()} : Signature{Shape{0}, DType::f32, Device::cpu});
@@ -140,6 +148,7 @@ class OpNode final : public Node {
     return Tensor(s.shape, s.dtype, s.device);
   }
   bool owns_gradients() const override { return has_buffer; }
+  Shape output_shape(int output) const override { return signatures_[static_cast<size_t>(output)].shape; }
 
  private:
   static constexpr bool has_buffer = requires(Op op) { op.gradient_buffer(0); };
@@ -152,11 +161,11 @@ class OpNode final : public Node {
 /// Runs an operator and, if recording and an input needs a gradient, puts it on the tape.
 template <class Op>
 auto apply(Op op) {
-  std::vector<Link> links;
+  std::vector<Edge> edges;
   bool record = false;
   detail::for_each_input(op, [&](Tensor& t) {
-    links.push_back(recording() ? t.link() : Link{});
-    record = record || links.back();
+    edges.push_back({recording() ? t.link() : Link{}, t.shape()});
+    record = record || edges.back().link;
     if (t) t = t.detach();
   });
   if constexpr (requires { Op::records_always; }) record = recording();
@@ -167,7 +176,7 @@ auto apply(Op op) {
   if (!record) return outputs;
   const auto list = detail::outputs_of(outputs);
   const std::shared_ptr<Node> node =
-      std::make_shared<detail::OpNode<Op, decltype(outputs)>>(std::move(op), std::move(links), list);
+      std::make_shared<detail::OpNode<Op, decltype(outputs)>>(std::move(op), std::move(edges), list);
   for (int i = 0; Tensor& y : list) {
     if (y) y = y.with_link({node, i});
     ++i;

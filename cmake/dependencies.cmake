@@ -3,18 +3,21 @@ find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(fmt REQUIRED)
 find_package(ZLIB REQUIRED)
-find_package(HDF5 REQUIRED COMPONENTS C)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
 
 # OpenBLAS built on OpenMP shares our thread pool: a product inside a parallel region stays on its thread.
-find_library(ADDER_OPENBLAS NAMES openblas PATH_SUFFIXES openblas-openmp REQUIRED)
-find_path(ADDER_CBLAS_INCLUDE cblas-openblas.h NAMES cblas.h PATH_SUFFIXES openblas-openmp openblas REQUIRED)
-find_library(ADDER_ZSTD NAMES zstd REQUIRED)
-if(NOT TARGET adder_third_party)
-  add_library(adder_third_party INTERFACE)
-  target_include_directories(adder_third_party SYSTEM INTERFACE ${ADDER_CBLAS_INCLUDE} ${HDF5_C_INCLUDE_DIRS})
-  target_link_libraries(adder_third_party INTERFACE ${ADDER_OPENBLAS} ${HDF5_C_LIBRARIES} ${ADDER_ZSTD}
+find_library(ADDER_OPENBLAS openblas PATH_SUFFIXES openblas-openmp REQUIRED)
+find_path(ADDER_CBLAS_INCLUDE cblas.h PATH_SUFFIXES openblas-openmp openblas REQUIRED)
+# The C library of HDF5 and nothing else: FindHDF5 wants a C compiler of every consumer and links curl and crypto.
+find_library(ADDER_HDF5 NAMES hdf5_serial hdf5 HINTS ENV HDF5_ROOT PATH_SUFFIXES lib hdf5/serial REQUIRED)
+find_path(ADDER_HDF5_INCLUDE hdf5.h HINTS ENV HDF5_ROOT PATH_SUFFIXES include hdf5/serial REQUIRED)
+find_library(ADDER_ZSTD zstd REQUIRED)
+
+# Imported, so that an installed adder names it and each consumer finds the libraries of its own machine.
+if(NOT TARGET adder::third_party)
+  add_library(adder::third_party INTERFACE IMPORTED GLOBAL)
+  target_include_directories(adder::third_party INTERFACE ${ADDER_CBLAS_INCLUDE} ${ADDER_HDF5_INCLUDE})
+  target_link_libraries(adder::third_party INTERFACE ${ADDER_OPENBLAS} ${ADDER_HDF5} ${ADDER_ZSTD}
     ZLIB::ZLIB CLI11::CLI11 nlohmann_json::nlohmann_json Threads::Threads)
 endif()
-set(ADDER_PRIVATE_LIBRARIES adder_third_party)

@@ -25,6 +25,12 @@ void Tensor::require(DType type) const {
   check(dtype_ == type, "tensor {} holds {}, not {}", to_string(shape_), name(dtype_), name(type));
 }
 
+int64_t Tensor::stride(int64_t n) const {
+  if (contiguous()) return n;
+  check(row_ == n, "tensor {} has rows of {} elements {} apart, not of {}", to_string(shape_), row_, pitch_, n);
+  return pitch_;
+}
+
 Tensor Tensor::slice_first(int64_t begin, int64_t end) const {
   check(rank() >= 1 && 0 <= begin && begin <= end && end <= size(0), "slice [{}, {}) of the first axis of {}", begin,
         end, to_string(shape_));
@@ -60,7 +66,6 @@ Tensor Tensor::reshape(Shape shape) const {
   check(shape.count() == count(), "{} elements of {} cannot take the shape {}", count(), to_string(shape_),
         to_string(shape));
   Tensor result = *this;
-  result.link_ = {};
   result.shape_ = shape;
   if (contiguous()) {
     result.row_ = result.pitch_ = shape.rank() ? shape[-1] : 1;

@@ -47,6 +47,9 @@ class Tensor {
   int64_t row() const { return row_; }      // elements that lie side by side
   int64_t pitch() const { return pitch_; }  // elements from one row's start to the next one's
   int64_t rows() const { return row_ == 0 ? 0 : count() / row_; }
+  /// Elements from one token to the next when a token is the n elements of the last axes: n if contiguous, the pitch if
+  /// n is the row. Throws otherwise.
+  int64_t stride(int64_t n) const;
   bool contiguous() const { return pitch_ == row_ || rows() <= 1; }
 
   /// First element. Throws unless T is the dtype. Constness of the handle is not constness of the elements.
@@ -55,11 +58,13 @@ class Tensor {
     require(dtype_of<T>);
     return static_cast<T*>(address());
   }
-  /// Elements [begin, end) of the first axis: a view.
+  // Views share memory. A reshape stays where it is on the tape; a slice is off it (kernels/split.h records slices).
+
+  /// Elements [begin, end) of the first axis.
   Tensor slice_first(int64_t begin, int64_t end) const;
-  /// Elements [begin, end) of the last axis: a view.
+  /// Elements [begin, end) of the last axis.
   Tensor slice_last(int64_t begin, int64_t end) const;
-  /// The same elements in another shape: a view; throws if that would tear a row apart.
+  /// The same elements in another shape; throws if that would tear a row apart.
   Tensor reshape(Shape shape) const;
   /// [rows, last axis]: what a product or a row-wise kernel sees.
   Tensor matrix() const { return reshape({count() / std::max<int64_t>(1, size(-1)), size(-1)}); }

@@ -1,34 +1,18 @@
 #include "adder/kernels/matmul.h"
 
 #include "adder/core/error.h"
+#include "adder/kernels/blas.h"
 
-#include <cblas.h>
-
-#include <limits>
-#include <vector>
+#include <algorithm>
 
 namespace adder {
 namespace {
-
-void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, float alpha, const float* a, int lda,
-          const float* b, int ldb, float beta, float* c, int ldc) {
-  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, double alpha, const double* a, int lda,
-          const double* b, int ldb, double beta, double* c, int ldc) {
-  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-}
 
 // Elements from one row of a matrix to the next; the row must be the last axis.
 int64_t stride(const Tensor& t) {
   if (t.contiguous()) return std::max<int64_t>(1, t.size(-1));
   check(t.row() == t.size(-1), "multiply: matrix {} whose rows have {} elements", to_string(t.shape()), t.row());
   return t.pitch();
-}
-
-int to_int(int64_t n) {
-  check(n <= std::numeric_limits<int>::max(), "multiply: a size of {} is too large for BLAS", n);
-  return static_cast<int>(n);
 }
 
 }  // namespace
@@ -55,9 +39,8 @@ void multiply(Cpu, const Product& p) {
       return;
     }
     const auto one = [&](int64_t i) {
-      gemm(p.transpose_a ? CblasTrans : CblasNoTrans, p.transpose_b ? CblasTrans : CblasNoTrans, to_int(m), to_int(n),
-           to_int(k), static_cast<T>(p.alpha), a + i * p.a.size(-2) * lda, to_int(lda), b + i * p.b.size(-2) * ldb,
-           to_int(ldb), static_cast<T>(p.beta), c + i * m * ldc, to_int(ldc));
+      blas::gemm<T>(m, n, k, static_cast<T>(p.alpha), {a + i * p.a.size(-2) * lda, lda, p.transpose_a},
+                    {b + i * p.b.size(-2) * ldb, ldb, p.transpose_b}, static_cast<T>(p.beta), c + i * m * ldc, ldc);
     };
     if (batch == 1) {
       one(0);

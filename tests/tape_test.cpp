@@ -139,6 +139,16 @@ TEST_CASE("tape: a second backward over one recording is refused, and gradients 
   CHECK(item(gradient(x)) == 1);
 }
 
+TEST_CASE("tape: a reshaped tensor stays on the tape") {
+  const Tensor x = leaf(full({2, 3}, 1, DType::f64));
+  const Tensor y = same(x.reshape({6})).reshape({3, 2});  // used flat, then used as another matrix
+  const Tensor z = sum(apply(Matmul{.x = y, .weight = full({1, 2}, 5, DType::f64), .bias = {}}).reshape({3}), full({3}, 0, DType::f64));
+  const Tensor dz = from_host({3}, std::vector<double>{1, 2, 3}, DType::f64);
+  backward({&z, 1}, {&dz, 1});
+  CHECK(gradient(x).shape() == Shape{2, 3});
+  CHECK(to_host(gradient(x)) == std::vector<double>{5, 5, 10, 10, 15, 15});
+}
+
 TEST_CASE("tape: nothing is recorded under NoGrad or without leaves") {
   const Tensor x = leaf(full({1}, 2, DType::f64));
   {

@@ -1,0 +1,159 @@
+#include "adder/autograd/params.h"
+
+#include "adder/autograd/tape.h"
+#include "adder/core/error.h"
+
+#include <algorithm>
+#include <unordered_set>
+
+namespace adder {
+
+namespace init {
+Init constant(double value) {
+  return [=](const Random&, uint64_t) { return value; };
+}
+Init uniform(double low, double high) {
+  return [=](const Random& random, uint64_t i) { return low + (high - low) * random.uniform(i); };
+}
+Init normal(double deviation) {
+  return [=](const Random& random, uint64_t i) { return deviation * random.normal(i); };
+}
+}  // namespace init
+
+struct Params::Arena {
+  Device device;
+  Options options;
+  std::deque<Param> params;  // a deque: pointers to entries stay valid
+  std::vector<ParamBlock> blocks;
+  std::unordered_set<std::string> names;
+  std::vector<Tensor> leaves;
+};
+
+namespace {
+
+constexpr int64_t block_bytes = int64_t{64} << 20;
+constexpr int64_t alignment = 64;  // elements: every tensor starts on a cache line
+
+// The part of `size` indices along the shard axis that this rank holds.
+struct Range {
+  int64_t begin, end;
+};
+
+Range part_of(const std::string& name, int64_t size, const ParamOptions& o, int64_t shard, int64_t shards) {
+  if (o.shard_axis < 0) return {0, size};
+  check(o.replicas >= 1 && shards % o.replicas == 0, "{}: {} replicas on {} ranks", name, o.replicas, shards);
+  const int64_t pieces = shards / o.replicas, piece = shard / o.replicas;
+  check(size % pieces == 0, "{}: {} rows cannot be cut into {} equal parts", name, size, pieces);
+  return {size / pieces * piece, size / pieces * (piece + 1)};
+}
+
+// Fills this rank's part (range of the shard axis) with the initial values of the whole tensor.
+void initialise(const Tensor& value, const Shape& whole, int axis, const Range& range, const Init& init,
+                const Random& random) {
+  const int64_t inner = axis < 0 ? whole.count() : whole.count(axis + 1, whole.rank());
+  const int64_t outer = axis < 0 ? 1 : whole.count(0, axis), size = axis < 0 ? 1 : whole[axis];
+  const int64_t begin = axis < 0 ? 0 : range.begin, length = axis < 0 ? 1 : range.end - range.begin;
+  with_float("Params", value.dtype(), [&]<class T>(T) {
+    T* data = value.data<T>();
+#pragma omp parallel for collapse(2)
+    for (int64_t o = 0; o < outer; ++o)
+      for (int64_t i = 0; i < length * inner; ++i)
+        data[o * length * inner + i] =
+            static_cast<T>(init(random, static_cast<uint64_t>((o * size + begin) * inner + i)));
+  });
+}
+
+}  // namespace
+
+Params::Params(Device device, const Options& options) : arena_(std::make_shared<Arena>()) {
+  check(options.shards >= 1 && options.shard >= 0 && options.shard < options.shards, "Params: shard {} of {}",
+        options.shard, options.shards);
+  arena_->device = device;
+  arena_->options = options;
+}
+
+std::string Params::join(std::string_view name) const {
+  check(!name.empty() && name.find('/') == std::string_view::npos, "Params: \"{}\" is not a name", name);
+  return path_.empty() ? std::string(name) : path_ + "/" + std::string(name);
+}
+
+Params Params::operator/(std::string_view name) const { return {arena_, join(name)}; }
+Params Params::operator/(int64_t index) const { return {arena_, join(std::to_string(index))}; }
+
+Tensor Params::create(std::string_view name, const Shape& shape, const Init& init, const ParamOptions& options) {
+  check(options.shard_axis < shape.rank(), "{}: shard axis {} of {}", join(name), options.shard_axis, to_string(shape));
+  Arena& arena = *arena_;
+  const std::string full_name = join(name);
+  check(arena.names.insert(full_name).second, "Params: the name {} is taken", full_name);
+  const int axis = options.shard_axis;
+  const Range range = part_of(full_name, axis < 0 ? 0 : shape[axis], options, arena.options.shard, arena.options.shards);
+  const Shape local = axis < 0 ? shape : shape.with(axis, range.end - range.begin);
+
+  const int64_t capacity = std::max(local.count(), block_bytes / size_of(dtype()));
+  if (arena.blocks.empty() || arena.blocks.back().used + local.count() > arena.blocks.back().values.count())
+    arena.blocks.push_back({zeros({capacity}, dtype(), device()), zeros({capacity}, dtype(), device()), 0});
+  ParamBlock& block = arena.blocks.back();
+  const int64_t begin = block.used, end = begin + local.count();
+  block.used = std::min((end + alignment - 1) / alignment * alignment, block.values.count());
+  const Tensor value = block.values.slice_first(begin, end).reshape(local);
+  const Tensor gradient = block.gradients.slice_first(begin, end).reshape(local);
+
+  initialise(value, shape, axis, range, init, Random(seed(), full_name));
+  const Tensor result = leaf(value, gradient);
+  arena.leaves.push_back(result);
+  arena.params.push_back({full_name, shape, axis < 0 ? 0 : range.begin, value, gradient, options, result});
+  return result;
+}
+
+Tensor Params::create_packed(std::string_view name, int64_t columns, const std::vector<Part>& parts) {
+  Arena& arena = *arena_;
+  const Params inner = *this / name;
+  std::vector<Range> ranges;
+  int64_t rows = 0;
+  for (const Part& part : parts) {
+    check(part.options.shard_axis <= 0, "{}: a packed part is cut by rows or not at all", inner.join(part.name));
+    ranges.push_back(part_of(inner.join(part.name), part.rows, part.options, arena.options.shard, arena.options.shards));
+    rows += ranges.back().end - ranges.back().begin;
+  }
+  const auto shape = [&](int64_t n) { return columns > 0 ? Shape{n, columns} : Shape{n}; };
+  // The storage is one tensor; its entry is then replaced by the entries of the parts.
+  const Tensor packed = Params(arena_, path_).create(name, shape(rows), init::constant(0));
+  const Param whole = std::move(arena.params.back());
+  arena.params.pop_back();
+  int64_t begin = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    const int64_t length = ranges[i].end - ranges[i].begin;
+    const std::string part_name = inner.join(part.name);
+    check(arena.names.insert(part_name).second, "Params: the name {} is taken", part_name);
+    const Tensor value = whole.value.slice_first(begin, begin + length);
+    initialise(value, shape(part.rows), 0, ranges[i], part.init, Random(seed(), part_name));
+    arena.params.push_back({part_name, shape(part.rows), ranges[i].begin, value,
+                            whole.gradient.slice_first(begin, begin + length), part.options, packed});
+    begin += length;
+  }
+  return packed;
+}
+
+const std::deque<Param>& Params::all() const { return arena_->params; }
+std::span<const ParamBlock> Params::blocks() const { return arena_->blocks; }
+uint64_t Params::seed() const { return arena_->options.seed; }
+DType Params::dtype() const { return arena_->options.dtype; }
+Device Params::device() const { return arena_->device; }
+
+int64_t Params::count() const {
+  int64_t n = 0;
+  for (const Param& p : all()) n += p.value.count();
+  return n;
+}
+
+void Params::clear_gradients() const {
+  for (const Tensor& t : arena_->leaves) clear_gradient(t);
+}
+
+void Params::settle_gradients() const {
+  for (const Param& p : all())
+    if (!gradient(p.tensor)) fill(p.gradient, 0);
+}
+
+}  // namespace adder

@@ -1,0 +1,107 @@
+// Params: where a parameter gets its name, initial value, sharding, optimizer group and memory, once, where it is made.
+//
+//   Params params(Device::cpu, {.seed = 1});
+//   Tensor w = (params / "block" / 3).create("weight", {out, in}, init::uniform(bound), {.shard_axis = 0});
+//
+// Params is a scope (a path) over a shared arena. The arena holds tensors in creation order in large blocks; a gradient
+// block mirrors each, so that an optimizer or a reduction runs over few flat ranges. Nothing moves later.
+// Initial values are computed on the host in f64 from (seed, name, global element index) and rounded once: the same on
+// every device and under every sharding.
+#pragma once
+
+#include "adder/core/random.h"
+#include "adder/core/tensor.h"
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace adder {
+
+/// The initial value of the element with a global row-major index.
+using Init = std::function<double(const Random& random, uint64_t index)>;
+
+namespace init {
+Init constant(double value);
+Init uniform(double low, double high);
+Init normal(double deviation);
+}  // namespace init
+
+struct ParamOptions {
+  bool decay = true;      // weight decay applies
+  double lr_scale = 1;    // its learning rate over the schedule's
+  int shard_axis = -1;    // the axis that tensor parallelism cuts; -1: every rank holds all of it
+  int64_t replicas = 1;   // neighbouring ranks that hold the same part of the shard axis; their gradients are summed
+};
+
+/// A logical tensor: what checkpoints, exports and logs name.
+struct Param {
+  std::string name;     // "block/3/mixer/in_proj/x"
+  Shape shape;          // of the whole tensor over all ranks
+  int64_t offset;       // where this rank's part begins on the shard axis
+  Tensor value;         // this rank's part: the f32 (or f64) master
+  Tensor gradient;      // mirrors it; stale until the first backward after clear_gradients()
+  ParamOptions options;
+  Tensor tensor;        // the leaf on the tape that the part belongs to; gradient(tensor) undefined: none arrived
+};
+
+/// A flat range of parameters and their gradients; the gaps between tensors are zero in both.
+struct ParamBlock {
+  Tensor values, gradients;  // [capacity]
+  int64_t used = 0;          // elements in use, from the front
+};
+
+class Params {
+ public:
+  struct Options {
+    uint64_t seed = 1;
+    DType dtype = DType::f32;  // f64: a run in double precision, the oracle
+    int64_t shard = 0;         // this rank among `shards` along the shard axes
+    int64_t shards = 1;
+  };
+  explicit Params(Device device, const Options& options = {1, DType::f32, 0, 1});
+
+  /// The scope of that name below this one.
+  Params operator/(std::string_view name) const;
+  Params operator/(int64_t index) const;
+  const std::string& path() const { return path_; }
+
+  /// A parameter named path/name; throws if the name is taken. The tensor returned is a leaf on the tape.
+  Tensor create(std::string_view name, const Shape& shape, const Init& init, const ParamOptions& options = {});
+
+  /// A named part of a packed parameter: `rows` rows over all ranks.
+  struct Part {
+    std::string name;
+    int64_t rows;
+    Init init;
+    ParamOptions options = {};
+  };
+  /// One matrix [sum of this rank's rows, columns] (columns 0: a vector) whose parts, adjacent rows, are logical tensors
+  /// named path/name/part, each with its own initial values, sharding and decay.
+  Tensor create_packed(std::string_view name, int64_t columns, const std::vector<Part>& parts);
+
+  // The whole arena, whatever the scope.
+  const std::deque<Param>& all() const;
+  std::span<const ParamBlock> blocks() const;
+  int64_t count() const;  // elements of all logical tensors on this rank
+  uint64_t seed() const;
+  DType dtype() const;
+  Device device() const;
+  /// The next backward overwrites every gradient.
+  void clear_gradients() const;
+  /// Makes every gradient valid: zero where none arrived since the last clear.
+  void settle_gradients() const;
+
+ private:
+  struct Arena;
+  Params(std::shared_ptr<Arena> arena, std::string path) : arena_(std::move(arena)), path_(std::move(path)) {}
+  std::string join(std::string_view name) const;
+
+  std::shared_ptr<Arena> arena_;
+  std::string path_;
+};
+
+}  // namespace adder

@@ -1,0 +1,17 @@
+// A batch: what the loader gives and a language model takes.
+#pragma once
+
+#include "adder/core/tensor.h"
+
+namespace adder {
+
+/// The model predicts targets[b, t] from tokens[b, ..t] of the same document. The end-of-document token that precedes a
+/// document is its first input, so a position belongs to the document of its target and every token is a target.
+struct Batch {
+  Tensor tokens;        // [batch, time] i32
+  Tensor targets;       // [batch, time] i32; -1: not counted
+  Tensor document;      // [batch, time] i32; where it differs from the previous position, a new document starts
+  int64_t counted = 0;  // targets that are not -1
+};
+
+}  // namespace adder

@@ -1,0 +1,89 @@
+// What the CPU's forward and backward pass of SSD share: chunks, decays, strides.
+#pragma once
+
+#include "adder/core/tensor.h"
+#include "adder/kernels/ssd/ssd.h"
+#include "adder/kernels/vector_math.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+namespace adder::ssd {
+
+/// The sums of decays are kept in two numbers of T, rounded from one of these.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
+
+/// a_t below this is cut: e^{-40} is less than the last digit of whatever it is added to.
+inline constexpr double least_log_decay = -40;
+
+/// Tokens [begin, end) of one batch row, all of one document.
+struct Chunk {
+  int64_t row, begin, end;
+  bool starts;  // a document starts here (not set at a row's first token, where the initial state belongs)
+  bool ends;    // nothing of this row, or another document, follows
+  int64_t size() const { return end - begin; }
+};
+struct Chunks {
+  std::vector<Chunk> list;       // by row, then time
+  std::vector<int64_t> row_first;  // [batch + 1]: the chunks of row b are [row_first[b], row_first[b + 1])
+  int64_t longest;
+};
+Chunks chunks_of(const Ssd& op);
+
+/// Where the numbers of one (batch row, head) or (batch row, group) lie.
+struct Sizes {
+  int64_t batch, time, heads, width, groups, state;
+  int64_t heads_per_group() const { return heads / groups; }
+  bool large() const { return batch * time * heads * (width + state) > 1 << 14; }  // worth waking threads for
+};
+inline Sizes sizes_of(const Ssd& op) {
+  return {op.x.size(0), op.x.size(1), op.x.size(2), op.x.size(3), op.B.size(2), op.B.size(3)};
+}
+
+/// A tensor [batch, time, item, n] as the matrix [tokens of a chunk, n] of one item: first element and row stride.
+template <class T>
+struct View {
+  T* data;
+  int64_t stride;
+  T* row(int64_t i) const { return data + i * stride; }
+};
+template <class T>
+View<T> view(const Tensor& t, const Chunk& chunk, int64_t item) {
+  const int64_t n = t.size(3), stride = t.stride(t.size(2) * n);
+  return {t.data<T>() + (chunk.row * t.size(1) + chunk.begin) * stride + item * n, stride};
+}
+
+/// Δ and, from the start of each chunk, the sum of a up to and including each token, as high + low.
+template <class T>
+struct Decays {
+  Tensor delta, high, low;  // [batch, head, time]
+  explicit Decays(const Ssd& op, const Chunks& chunks);
+};
+
+/// The decays of one chunk and head.
+template <class T>
+struct ChunkDecay {
+  const T *delta, *high, *low;
+  int64_t last;  // its last token
+
+  ChunkDecay(const Decays<T>& all, const Chunk& chunk, int64_t head) {
+    const int64_t at = (chunk.row * all.delta.size(1) + head) * all.delta.size(2) + chunk.begin;
+    delta = all.delta.template data<T>() + at;
+    high = all.high.template data<T>() + at;
+    low = all.low.template data<T>() + at;
+    last = chunk.size() - 1;
+  }
+  /// e^{cs_i}: what is left at token i of the state that entered.
+  T from_start(int64_t i) const { return math::exp(high[i] + low[i]); }
+  /// e^{cs_Q - cs_j}: what is left of token j at the end.
+  T to_end(int64_t j) const { return math::exp(std::min(T{0}, (high[last] - high[j]) + (low[last] - low[j]))); }
+  /// e^{cs_i - cs_j}, j <= i.
+  T between(int64_t i, int64_t j) const { return math::exp(std::min(T{0}, (high[i] - high[j]) + (low[i] - low[j]))); }
+};
+
+/// C Bᵀ of every chunk and group: [chunks, group, longest, longest], row stride `longest`.
+Tensor products_CB(const Ssd& op, const Chunks& chunks);
+
+}  // namespace adder::ssd

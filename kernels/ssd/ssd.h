@@ -1,0 +1,93 @@
+// SSD, the state space dual layer of Mamba-2.                        Dao & Gu 2024, "Transformers are SSMs", sec. 6-7
+//
+// For head h with group g = h / (heads / groups), in at least f32:
+//
+//   Δ_t = clamp(softplus(dt_t + dt_bias), dt_min, dt_max)      a_t = -exp(A_log) Δ_t <= 0
+//   S_t = e^{a_t} S_{t-1} + Δ_t x_t B_tᵀ                       [head_dim, state]
+//   y_t = S_t C_t + D ⊙ x_t                                    then y_t ⊙ silu(z_t) if z is given
+//
+// computed chunk by chunk: with cs_i the sum of a up to and including token i of a chunk and S the state that enters it,
+//
+//   Y_i = Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j + e^{cs_i} S C_i
+//   S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ
+//
+// so that nearly all work is matrix products. a_t is cut at -40 before it is summed (e^{-40} is nothing; its gradient is
+// then 0), and cs is kept in two numbers, so that a small decay after a large one loses no digits.
+//
+// A chunk ends where a document ends, and the first chunk of a document starts from the state 0 (the first one of a row
+// from initial_state): documents never share a product, so nothing can leak, NaN included. Inside a chunk, where the
+// causal mask is a zero in a product, a NaN may reach earlier tokens of its own document.
+//
+// FLOPs per token and head, multiply and add counted: forward 4 P N + 2 Q P (+ 2 Q N once a group), backward twice and a
+// half that; the products over Q are counted in full, though half of each is masked.
+#pragma once
+
+#include "adder/core/grads.h"
+
+#include <array>
+#include <limits>
+#include <tuple>
+
+namespace adder {
+
+struct Ssd {
+  Tensor x;              // [batch, time, head, head_dim]
+  Tensor dt;             // [batch, time, head]              before bias and softplus
+  Tensor A_log;          // [head]                           A = -exp(A_log)
+  Tensor B, C;           // [batch, time, group, state]      groups divide heads
+  Tensor D;              // [head] or [head, head_dim]       optional: the skip
+  Tensor z;              // as x                             optional: the gate
+  Tensor dt_bias;        // [head]                           optional
+  Tensor initial_state;  // [batch, head, head_dim, state]   optional: the state before the first token
+  Tensor document;       // i32 [batch, time]                optional: a document starts where it differs from the token before
+  bool softplus = true;  // false: Δ = clamp(dt + dt_bias)
+  double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  // Δ beyond them is clamped, gradient 0
+  int64_t chunk = 0;     // tokens; 0: the backend's choice. The result does not depend on it beyond rounding
+
+  // Kept for backward, besides all inputs but initial_state:
+  Tensor states = {};    // [chunks, head, head_dim, state]  the state that enters each chunk
+  Tensor ungated = {};   // as x, only with z                y before the gate
+  bool has_initial_state = false;
+
+  auto inputs() { return std::tie(x, dt, A_log, B, C, D, z, dt_bias, initial_state); }
+  /// y [as x] and the state after the last token [batch, head, head_dim, state].
+  std::array<Tensor, 2> forward();
+  void backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const;
+};
+
+/// Where the outputs of the kernel go; the caller allocates.
+struct SsdResult {
+  Tensor y, final_state;  // contiguous
+  Tensor states, ungated;  // as in Ssd
+};
+/// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Those of x, dt,
+/// B, C and z may have rows apart.
+struct SsdGradients {
+  Tensor x, dt, A_log, B, C, D, z, dt_bias, initial_state;
+};
+
+/// The number of chunks of a backend's forward pass: the first axis of `states`.
+int64_t ssd_chunks(Cpu, const Ssd& op);
+int64_t ssd_chunks(Cuda, const Ssd& op);
+void ssd_forward(Cpu, const Ssd& op, const SsdResult& to);
+void ssd_forward(Cuda, const Ssd& op, const SsdResult& to);
+/// dfinal may be undefined: zero.
+void ssd_backward(Cpu, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
+void ssd_backward(Cuda, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
+
+/// One token of decoding: moves the state on and returns y. No gradient.
+struct SsdStep {
+  Tensor x;        // [batch, head, head_dim]
+  Tensor dt;       // [batch, head]
+  Tensor A_log;    // [head]
+  Tensor B, C;     // [batch, group, state]
+  Tensor D, z, dt_bias;  // as in Ssd, optional
+  Tensor state;    // [batch, head, head_dim, state], contiguous, updated in place
+  bool softplus = true;
+  double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();
+};
+Tensor ssd_step(Cpu, const SsdStep& step);  // y, as x
+Tensor ssd_step(Cuda, const SsdStep& step);
+Tensor ssd_step(const SsdStep& step);
+
+}  // namespace adder

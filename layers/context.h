@@ -1,0 +1,16 @@
+// What the layers of a model are told about the batch they see, passed down by value.
+#pragma once
+
+#include "adder/core/tensor.h"
+
+namespace adder::layers {
+
+enum class Mode : unsigned char { evaluate, train };  // train: dropout is on
+
+struct Context {
+  Mode mode = Mode::evaluate;
+  Tensor document = {};  // i32 [batch, time]; undefined: every row is one document
+  Tensor position = {};  // i32 [2]: the optimizer's step, and the number of the first row in the global batch. For dropout
+};
+
+}  // namespace adder::layers

@@ -1,0 +1,89 @@
+#include "adder/autograd/params.h"
+#include "adder/autograd/tape.h"
+#include "adder/core/error.h"
+#include "adder/kernels/matmul.h"
+
+#include "catch.h"
+
+#include <cmath>
+
+using namespace adder;
+
+TEST_CASE("params: names come from the path and are unique") {
+  Params p(Device::cpu);
+  const Tensor w = (p / "block" / 3).create("weight", {2, 3}, init::constant(0.5), {.decay = false, .lr_scale = 2});
+  CHECK(p.all().back().name == "block/3/weight");
+  CHECK(p.all().back().options.lr_scale == 2);
+  CHECK(to_host(w) == std::vector<double>(6, 0.5));
+  CHECK_THROWS_WITH((p / "block" / 3).create("weight", {1}, init::constant(0)),
+                    Catch::Matchers::Equals("Params: the name block/3/weight is taken"));
+  CHECK_THROWS_AS(p.create("a/b", {1}, init::constant(0)), Error);
+}
+
+TEST_CASE("params: initial values depend on seed and name only, and are rounded once from f64") {
+  Params a(Device::cpu, {.seed = 7}), b(Device::cpu, {.seed = 7, .dtype = DType::f64}), c(Device::cpu, {.seed = 8});
+  b.create("other", {1000}, init::normal(1));  // elsewhere in the arena
+  const Tensor x = a.create("w", {64, 64}, init::normal(1)), y = b.create("w", {64, 64}, init::normal(1)),
+               z = c.create("w", {64, 64}, init::normal(1));
+  CHECK(bitwise_equal(x.detach(), to(y.detach(), DType::f32)));
+  CHECK_FALSE(bitwise_equal(x.detach(), z.detach()));
+  double sum = 0, squares = 0;
+  for (double v : to_host(y)) sum += v, squares += v * v;
+  CHECK(std::abs(sum / 4096) < 5 / 64.0);                        // five standard errors of the mean
+  CHECK(std::abs(squares / 4096 - 1) < 5 * std::sqrt(2.0 / 4096));  // and of the variance
+}
+
+TEST_CASE("params: the parts of a packed matrix are the tensors they would be alone") {
+  Params packed(Device::cpu), alone(Device::cpu);
+  const Tensor w = packed.create_packed("in_proj", 5, {{"z", 4, init::normal(1)}, {"dt", 3, init::uniform(-1, 1), {.decay = false}}});
+  const Tensor z = (alone / "in_proj").create("z", {4, 5}, init::normal(1));
+  const Tensor dt = (alone / "in_proj").create("dt", {3, 5}, init::uniform(-1, 1));
+  CHECK(w.shape() == Shape{7, 5});
+  CHECK(bitwise_equal(w.slice_first(0, 4), z.detach()));
+  CHECK(bitwise_equal(w.slice_first(4, 7), dt.detach()));
+  REQUIRE(packed.all().size() == 2);
+  CHECK(packed.all()[1].name == "in_proj/dt");
+  CHECK_FALSE(packed.all()[1].options.decay);
+  // A gradient of the packed matrix is seen by its parts.
+  const Tensor y = apply(Matmul{.x = full({1, 5}, 2), .weight = w, .bias = {}});
+  const Tensor one = full({1, 7}, 1);
+  backward({&y, 1}, {&one, 1});
+  packed.settle_gradients();
+  CHECK(to_host(packed.all()[1].gradient) == std::vector<double>(15, 2));
+}
+
+TEST_CASE("params: the shards of a tensor are cut out of the whole one") {
+  Params whole(Device::cpu);
+  const Tensor w = whole.create("w", {4, 6}, init::normal(1));
+  const auto packed_parts = [](int64_t replicas) {
+    return std::vector<Params::Part>{{"x", 8, init::normal(1), {.shard_axis = 0}},
+                                     {"B", 2, init::normal(1), {.shard_axis = 0, .replicas = replicas}}};
+  };
+  const Tensor all = whole.create_packed("p", 3, packed_parts(1));
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    Params part(Device::cpu, {.seed = 1, .dtype = DType::f32, .shard = rank, .shards = 4});
+    const Tensor rows = part.create("w", {4, 6}, init::normal(1), {.shard_axis = 0});
+    CHECK(bitwise_equal(rows.detach(), w.slice_first(rank, rank + 1)));
+    CHECK(part.all().back().offset == rank);
+    const Tensor cut = part.create_packed("p", 3, packed_parts(2));
+    CHECK(bitwise_equal(cut.slice_first(0, 2), all.slice_first(2 * rank, 2 * rank + 2)));
+    CHECK(bitwise_equal(cut.slice_first(2, 3), all.slice_first(8 + rank / 2, 9 + rank / 2)));  // two ranks share a row
+  }
+  Params part(Device::cpu, {.seed = 1, .dtype = DType::f32, .shard = 1, .shards = 2});
+  const Tensor columns = part.create("w", {4, 6}, init::normal(1), {.shard_axis = 1});
+  CHECK(bitwise_equal(columns.detach(), clone(w.slice_last(3, 6))));
+  CHECK_THROWS_AS(part.create("odd", {3}, init::normal(1), {.shard_axis = 0}), Error);
+}
+
+TEST_CASE("params: gradients that never arrived are settled as zero") {
+  Params p(Device::cpu);
+  const Tensor a = p.create("a", {1, 2}, init::constant(1)), b = p.create("b", {2}, init::constant(1));
+  fill(p.all()[1].gradient, 9);  // stale
+  backward(apply(Matmul{.x = full({1, 2}, 3), .weight = a, .bias = {}}));
+  p.settle_gradients();
+  CHECK(to_host(p.all()[0].gradient) == std::vector<double>{3, 3});
+  CHECK(to_host(p.all()[1].gradient) == std::vector<double>{0, 0});
+  p.clear_gradients();
+  backward(apply(Matmul{.x = full({1, 2}, 5), .weight = a, .bias = {}}));
+  CHECK(to_host(p.all()[0].gradient) == std::vector<double>{5, 5});
+}
