@@ -4,6 +4,7 @@
 #include "adder/data/permutation.h"
 
 #include <algorithm>
+#include <array>
 
 namespace adder {
 
@@ -79,8 +80,11 @@ TokenFile::TokenFile(const std::string& path, const LoaderOptions& options)
 std::vector<Batch> TokenFile::next() {
   const int64_t share = options_.batch / options_.ranks, first = consumed_ + options_.rank * share;
   std::vector<Batch> batches;
-  for (int64_t at = 0; at < share; at += options_.micro_batch)
-    batches.push_back(samples(first + at, options_.micro_batch));
+  for (int64_t at = 0; at < share; at += options_.micro_batch) {
+    Batch& batch = batches.emplace_back(samples(first + at, options_.micro_batch));
+    batch.scale = full({1}, 1 / static_cast<double>(options_.batch * options_.time));  // every target counts
+    batch.position = from_host({2}, std::array{static_cast<int32_t>(step()), static_cast<int32_t>(first + at - consumed_)});
+  }
   consumed_ += options_.batch;
   return batches;
 }
