@@ -146,7 +146,8 @@ std::string drawn(const Series& s, const Scale& x, const Scale& y) {
   const std::vector<Point> points = placed(s, x, y);
   const bool faint = s.mark == Mark::faint, dots = dotted(s);
   std::string text = fmt::format(
-      "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-opacity=\"{}\" stroke-linejoin=\"round\"/>\n",
+      "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-opacity=\"{}\" "
+      "stroke-linejoin=\"round\"/>\n",
       path_of(points), colour, faint || dots ? 1 : 2, faint ? 0.3 : 1);
   if (!dots) return text;
   for (const Point& p : points)
@@ -185,7 +186,8 @@ std::string svg(const Curve& curve) {
   const Scale x(curve, false, left, width - right), y(curve, true, height - bottom, top);
   std::string text = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
-      "font-family=\"sans-serif\" font-size=\"12.5\" fill=\"#444\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n",
+      "font-family=\"sans-serif\" font-size=\"12.5\" fill=\"#444\">\n"
+      "<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n",
       width, height);
   text += frame(curve, x, y);
   for (const bool faint : {true, false})

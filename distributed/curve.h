@@ -32,16 +32,16 @@ struct Curve {
   std::vector<Series> series = {};
 };
 
-/// The figure, 800 x 450 px. Of more than 2000 points in a series, those are drawn that are the smallest and the largest
-/// of each pixel column, so that no spike is lost.
+/// The figure, 800 x 450 px. Of a series of more than 2000 points, the smallest and the largest of each of 1000 narrow
+/// columns are drawn, so that no spike is lost.
 std::string svg(const Curve& curve);
 
-/// The mean over a window of values around each one. At the start, where a loss falls steeply, the window shrinks so that
-/// it stays centred; at the end it is cut off. Values that are not finite do not count.
+/// The mean over a window of values around each one. At the start, where a loss falls steeply, the window shrinks so
+/// that it stays centred; at the end it is cut off. Values that are not finite do not count.
 std::vector<double> smoothed(const std::vector<double>& y, int64_t window);
 
-/// Positions between low and high (low < high) that one would write on an axis: steps of 1, 2 or 5 times a power of ten;
-/// on a log axis the powers of ten, and multiples of them where these are few.
+/// Positions between low and high (low < high) that one would write on an axis: steps of 1, 2 or 5 times a power of
+/// ten; on a log axis the powers of ten, and multiples of them where these are few.
 std::vector<double> ticks(double low, double high, bool log);
 
 }  // namespace adder

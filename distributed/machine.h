@@ -6,7 +6,7 @@
 
 namespace adder {
 
-/// Cores this process may use: its affinity mask and its control group's quota (cpu.max, rounded up), whichever is less.
+/// Cores this process may use: by its affinity mask or its control group's quota (rounded up), whichever is less.
 int64_t allowed_cores();
 /// The number OpenMP starts with: OMP_NUM_THREADS where it is set, else the allowed cores.
 int64_t default_threads();

@@ -29,8 +29,8 @@ void check_usage(bool condition, Format<std::type_identity_t<Args>...> format, A
   if (!condition) throw UsageError(fmt::format(format.text, std::forward<Args>(args)...), format.at);
 }
 
-/// Inside a catch: prints `error: SENTENCE` to standard error, or the help to standard output; returns 0 for help, 2 for
-/// UsageError, 1 for everything else.
+/// Inside a catch: prints `error: SENTENCE` to standard error, or the help to standard output; returns 0 for help, 2
+/// for UsageError, 1 for everything else.
 int exit_status() noexcept;
 
 }  // namespace adder

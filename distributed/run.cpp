@@ -1,5 +1,6 @@
 #include "adder/distributed/run.h"
 
+#include "adder/core/cpu.h"
 #include "adder/core/error.h"
 #include "adder/distributed/curve.h"
 #include "adder/distributed/machine.h"
@@ -66,6 +67,7 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
   } catch (const Error& error) {
     check_usage(false, "--time-limit: {}", error.what());
   }
+  check_processor();
   set_threads();
   if (options_.out.empty()) return;
   if (mesh_.world.rank() == 0) open_folder();
@@ -98,8 +100,8 @@ void Run::add_flags() {
 void Run::set_threads() {
   const int64_t cores = allowed_cores(), threads = options_.threads > 0 ? options_.threads : default_threads();
   if (threads > cores)
-    progress_.say(fmt::format("warning: {} threads on {} allowed core{}; this is slower than --threads {} (under mpirun, "
-                              "use --bind-to none)", threads, cores, cores == 1 ? "" : "s", cores));
+    progress_.say(fmt::format("warning: {} threads on {} allowed core{}; this is slower than --threads {} (under "
+                              "mpirun, use --bind-to none)", threads, cores, cores == 1 ? "" : "s", cores));
   omp_set_num_threads(static_cast<int>(threads));
   options_.threads = threads;
 }

@@ -62,8 +62,8 @@ struct Logged {
 
 class Run {
  public:
-  /// Parses the command line, sets the threads, locks the run folder. Throws HelpShown, UsageError (also when a flag is
-  /// not what a saved run in the folder had, and --fresh was not given) and Error.
+  /// Parses the command line, checks the processor, sets the threads, locks the run folder. Throws HelpShown,
+  /// UsageError (also when a flag is not what the saved run in the folder had, and --fresh was not given) and Error.
   Run(int argc, const char* const* argv, Flags flags, RunOptions options = {});
   ~Run();
   Run(const Run&) = delete;
@@ -89,9 +89,9 @@ class Run {
   bool should_validate(int64_t step) const { return due(step, options_.validate_every); }
   bool should_save(int64_t step) const { return due(step, options_.save_every); }
 
-  /// Writes a line of metrics.jsonl. With a value "loss" it is a training step, which moves the progress line (that knows
-  /// "grad_norm" and "learning_rate" too; "tokens_per_second" is added to the metrics). Without, a line of its own is
-  /// printed. "loss" and "validation_loss" are drawn in loss.svg.
+  /// Writes a line of metrics.jsonl. With a value "loss" it is a training step, which moves the progress line (that
+  /// shows "grad_norm" and "learning_rate" too) and adds "tokens_per_second" to the metrics. Without, a line of its own
+  /// is printed. "loss" and "validation_loss" are drawn in loss.svg.
   void log(int64_t step, std::vector<Logged> values);
   /// Prints a line, which the progress line makes way for.
   void say(std::string_view line);

@@ -62,7 +62,7 @@ TEST_CASE("curve: many points are thinned, and the spike survives") {
   const std::string text = svg({.series = {s}});
   CHECK(count(text, "L") <= 2000);
   CHECK(count(text, "L") > 1000);
-  const double top = 44, bottom = 450 - 58, air = (bottom - top) * 0.04 / 1.08;  // the axis reaches 4 % past the extremes
+  const double top = 44, bottom = 450 - 58, air = (bottom - top) * 0.04 / 1.08;  // 4 % past the extremes
   CHECK_THAT(text, ContainsSubstring(fmt::format(" {:.1f}L", top + air)));
 }
 

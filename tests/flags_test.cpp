@@ -146,7 +146,8 @@ TEST_CASE("flags: help teaches every flag with its default and limits, and nothi
     text = help.text;
   }
   CHECK(o.steps == 4800);
-  for (const char* part : {"Trains a model.", "usage: train [flags]", "example: train --steps 10", "\nTraining\n  --steps N",
+  for (const char* part : {"Trains a model.", "usage: train [flags]", "example: train --steps 10",
+                           "\nTraining\n  --steps N",
                            "optimizer steps (default 4800, from 1 to 1000000)", "\nModel\n  --tied, --no-tied",
                            "one of cosine, linear or constant", "--text TEXT...", "--config FILE",
                            "other values of --steps; every other flag"})

@@ -210,8 +210,9 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
     fs::create_directory(folder.path + "/step_4");
     program.run(folder.path, {"--steps", "20", "--save-every", "5"});  // may change
     CHECK_THROWS_WITH(program.run(folder.path, {"--rate", "0.3", "--seed", "2"}),
-                      fmt::format("the run in {} cannot go on with other flags: --rate was 0.1 and is now 0.3, --seed was "
-                                  "1 and is now 2; give the old value, another --out, or --fresh to start anew",
+                      fmt::format("the run in {} cannot go on with other flags: --rate was 0.1 and is now 0.3, "
+                                  "--seed was 1 and is now 2; give the old value, another --out, or --fresh to "
+                                  "start anew",
                                   folder.path));
     const auto fresh = program.run(folder.path, {"--rate", "0.3", "--fresh"});
     CHECK(fresh->fresh());
@@ -349,7 +350,7 @@ TEST_CASE("run: a program without a folder has no flags for one, and leaves sign
   CHECK_THROWS_WITH(program.run("", {"--out", "x"}), ContainsSubstring("--out: there is no such flag"));
   struct sigaction before {}, now {};
   sigaction(SIGINT, nullptr, &before);
-  const auto run = program.run("", {"--threads", "1"});
+  const auto run = program.run("");
   sigaction(SIGINT, nullptr, &now);
   CHECK(before.sa_handler == now.sa_handler);
   CHECK_FALSE(run->stopping());
