@@ -1,0 +1,22 @@
+// Machine: what this process runs on, and what its source was.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace adder {
+
+/// Cores this process may use: by its affinity mask or its control group's quota (rounded up), whichever is less.
+int64_t allowed_cores();
+/// The number OpenMP starts with: OMP_NUM_THREADS where it is set, else the allowed cores.
+int64_t default_threads();
+/// "Intel(R) Xeon(R) ...", or the machine's architecture where /proc/cpuinfo has no name.
+std::string processor_name();
+std::string host_name();
+
+/// The commit that the source tree of this build is at now, read from its .git folder; "unknown" without one.
+std::string source_commit();
+/// The commit that the tree at `root` is at: HEAD, followed through refs, packed-refs and linked worktrees.
+std::string commit_of(const std::string& root);
+
+}  // namespace adder

@@ -1,0 +1,215 @@
+#include "adder/distributed/run.h"
+
+#include "adder/core/cpu.h"
+#include "adder/core/error.h"
+#include "adder/distributed/curve.h"
+#include "adder/distributed/machine.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+namespace adder {
+namespace {
+
+// A command line that can be pasted into a shell.
+std::string shell_words(int argc, const char* const* argv) {
+  constexpr auto plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%";
+  std::string line;
+  for (int i = 0; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (i > 0) line += ' ';
+    if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) {
+      line += word;
+      continue;
+    }
+    line += '\'';
+    for (const char c : word) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += '\'';
+  }
+  return line;
+}
+
+double value_of(const NamedNumbers& numbers, std::string_view name) {
+  for (const auto& [key, value] : numbers)
+    if (key == name) return value;
+  return Standing::unknown;
+}
+
+bool has(const NamedNumbers& numbers, std::string_view name) {
+  return std::any_of(numbers.begin(), numbers.end(), [&](const auto& pair) { return pair.first == name; });
+}
+
+Series series(std::string name, const std::vector<std::pair<double, double>>& points) {
+  Series s{.name = std::move(name)};
+  for (const auto& [x, y] : points) {
+    s.x.push_back(x);
+    s.y.push_back(y);
+  }
+  return s;
+}
+
+}  // namespace
+
+Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
+    : recipe_(argc > 0 ? std::filesystem::path(argv[0]).filename().string() : ""),
+      command_(shell_words(argc, argv)),
+      options_(std::move(options)),
+      flags_(std::move(flags)),
+      progress_(stdout) {
+  add_flags();
+  flags_.parse(argc, argv);
+  std::chrono::duration<double> limit{0};
+  try {
+    if (!options_.time_limit.empty()) limit = parse_duration(options_.time_limit);
+  } catch (const Error& error) {
+    check_usage(false, "--time-limit: {}", error.what());
+  }
+  check_processor();
+  set_threads();
+  if (options_.out.empty()) return;
+  if (mesh_.world.rank() == 0) open_folder();
+  stop_.emplace(options_.out + "/stop", limit);
+}
+
+Run::~Run() = default;
+
+void Run::add_flags() {
+  const bool keeps_folder = !options_.out.empty();
+  flags_.group("Run");
+  if (keeps_folder) {
+    flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg",
+               {.may_change = true});
+    flags_.add("fresh", options_.fresh, "start anew: what an earlier run left in the folder is deleted",
+               {.may_change = true});
+    flags_.add("time-limit", options_.time_limit,
+               "stop and save after this time: minutes (90) or 1h30m; saving comes on top", {.may_change = true});
+    flags_.add("save-every", options_.save_every, "steps between checkpoints, 0: only at the end",
+               {.min = 0, .may_change = true});
+    flags_.add("validate-every", options_.validate_every, "steps between validations, 0: only at the end",
+               {.min = 0, .may_change = true});
+  }
+  flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
+  flags_.add("threads", options_.threads, "processor threads, 0: every core this process may use",
+             {.min = 0, .max = 1024, .may_change = true});
+  flags_.add("device", options_.device, "where to compute", {.choices = {"cpu"}, .may_change = true});
+}
+
+void Run::set_threads() {
+  const int64_t cores = allowed_cores(), threads = options_.threads > 0 ? options_.threads : default_threads();
+  if (threads > cores)
+    progress_.say(fmt::format("warning: {} threads on {} allowed core{}; this is slower than --threads {} (under "
+                              "mpirun, use --bind-to none)", threads, cores, cores == 1 ? "" : "s", cores));
+  omp_set_num_threads(static_cast<int>(threads));
+  options_.threads = threads;
+}
+
+void Run::open_folder() {
+  folder_.emplace(options_.out);
+  if (options_.fresh || !folder_->has_checkpoint()) return;
+  const auto [recipe, saved] = folder_->saved();
+  if (recipe.empty()) return;
+  check_usage(recipe == recipe_, "run folder {} holds a run of {}, not of {}; choose another --out", options_.out,
+              recipe, recipe_);
+  std::string changes;
+  for (const FlagDifference& d : flags_.differences(saved))
+    changes += fmt::format("{}--{} was {} and is now {}", changes.empty() ? "" : ", ", d.name, d.saved, d.now);
+  check_usage(changes.empty(), "the run in {} cannot go on with other flags: {}; give the old value, another --out, or "
+              "--fresh to start anew", options_.out, changes);
+}
+
+void Run::start(const RunStart& start) {
+  start_ = start;
+  step_ = start.step;
+  last_step_ = next_drawing_ = Clock::now();
+  if (!folder_) return;
+  folder_->start({.recipe = recipe_,
+                  .command = command_,
+                  .options = flags_.to_json(),
+                  .devices = {fmt::format("cpu: {}, {} cores", processor_name(), allowed_cores())},
+                  .seed = options_.seed,
+                  .step = start.step,
+                  .threads = options_.threads,
+                  .ranks = mesh_.world.size()},
+                 options_.fresh);
+  loss_ = folder_->history("loss");
+  validation_loss_ = folder_->history("validation_loss");
+  if (start.step > 0) say(fmt::format("going on from step {} in {}", grouped(start.step), options_.out));
+}
+
+bool Run::stopping() {
+  if (cause_ == StopCause::none && stop_) {
+    const Tensor cause = from_host({1}, std::vector<int32_t>{static_cast<int32_t>(stop_->cause())});
+    mesh_.world.all_reduce(cause, Reduce::max);
+    cause_ = static_cast<StopCause>(*cause.data<int32_t>());
+  }
+  return cause_ != StopCause::none;
+}
+
+void Run::log(int64_t step, std::vector<Logged> values) {
+  NamedNumbers numbers;
+  for (Logged& logged : values) numbers.emplace_back(std::move(logged.name), logged.value);
+  if (mesh_.world.rank() != 0) return;
+  if (has(numbers, "loss")) {
+    log_step(step, numbers);
+  } else {
+    std::string line = fmt::format("step {}", grouped(step));
+    for (const auto& [name, value] : numbers) line += fmt::format("  {} {:.6g}", name, value);
+    say(line);
+  }
+  if (has(numbers, "validation_loss")) validation_loss_.emplace_back(step, value_of(numbers, "validation_loss"));
+  if (!folder_) return;
+  folder_->append(step, numbers);
+  if (const auto now = Clock::now(); now >= next_drawing_) {
+    draw();
+    next_drawing_ = now + std::chrono::seconds(15);
+  }
+}
+
+void Run::log_step(int64_t step, NamedNumbers& numbers) {
+  const auto now = Clock::now();
+  const int64_t done = std::max<int64_t>(1, step - step_);
+  const double seconds = std::chrono::duration<double>(now - last_step_).count() / static_cast<double>(done);
+  pace_.add(seconds);
+  last_step_ = now;
+  step_ = step;
+  if (start_.tokens_per_step > 0)
+    numbers.emplace_back("tokens_per_second", static_cast<double>(start_.tokens_per_step) / std::max(seconds, 1e-9));
+  const double pace = std::max(pace_.seconds_per_step(), 1e-9);
+  Standing standing{.step = step, .steps = start_.steps, .loss = value_of(numbers, "loss"),
+                    .grad_norm = value_of(numbers, "grad_norm"), .learning_rate = value_of(numbers, "learning_rate")};
+  if (start_.tokens_per_step > 0) standing.tokens_per_second = static_cast<double>(start_.tokens_per_step) / pace;
+  standing.seconds_left = static_cast<double>(std::max<int64_t>(0, start_.steps - step)) * pace;
+  progress_.show(standing);
+  loss_.emplace_back(step, standing.loss);
+}
+
+void Run::say(std::string_view line) {
+  if (mesh_.world.rank() != 0) return;
+  progress_.say(line);
+  last_step_ = Clock::now();  // what led to this line, a validation for one, is no part of the next step
+}
+
+void Run::draw() const {
+  Series raw = series("", loss_), mean = series("training", loss_), held_out = series("validation", validation_loss_);
+  raw.mark = Mark::faint;
+  mean.y = smoothed(raw.y, std::max<int64_t>(1, static_cast<int64_t>(raw.y.size()) / 50));
+  held_out.mark = Mark::points;
+  held_out.colour = 1;
+  if (validation_loss_.empty()) held_out.name.clear();
+  folder_->write("loss.svg", svg({.title = std::filesystem::path(options_.out).filename().string(),
+                                  .x = {.label = "step"},
+                                  .y = {.label = "loss [nats]", .log = true},
+                                  .series = {std::move(raw), std::move(mean), std::move(held_out)}}));
+}
+
+void Run::finish() {
+  if (folder_) draw();
+  if (cause_ == StopCause::none) return;
+  say(fmt::format("stopped by {} after step {} of {}; the same command{} goes on from there", name(cause_),
+                  grouped(step_), grouped(start_.steps), options_.fresh ? " without --fresh" : ""));
+}
+
+}  // namespace adder

@@ -1,0 +1,127 @@
+// Run: one process of a program from its command line to its end. It knows device, threads, mesh, run folder and log.
+//
+//   int main(int argc, char** argv) try {
+//     Options o;
+//     Run run(argc, argv, flags(o), {.out = "runs/mamba2"});
+//     ...                                                     // model, optimizer, data
+//     if (!run.fresh()) checkpoint.load();                    // step() is 0 or where the run goes on
+//     run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
+//     while (data.step() < o.steps && !run.stopping()) {
+//       ...
+//       run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", rate}});
+//       if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate()}});
+//       if (run.should_save(data.step())) checkpoint.save();
+//     }
+//     checkpoint.save();
+//     run.finish();
+//   } catch (...) {
+//     return adder::exit_status();                            // distributed/program.h
+//   }
+#pragma once
+
+#include "adder/core/tensor.h"
+#include "adder/distributed/flags.h"
+#include "adder/distributed/mesh.h"
+#include "adder/distributed/progress.h"
+#include "adder/distributed/run_folder.h"
+#include "adder/distributed/stop.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace adder {
+
+/// The defaults of the flags that Run adds to those of the program, under "Run".
+struct RunOptions {
+  std::string out = {};         // --out: the run folder. Empty: the program keeps none, and has only the next three
+  int64_t seed = 1;             // --seed
+  int64_t threads = 0;          // --threads; 0: every core that the process may use, or OMP_NUM_THREADS
+  std::string device = "cpu";   // --device
+  bool fresh = false;           // --fresh
+  std::string time_limit = {};  // --time-limit
+  int64_t validate_every = 0;   // --validate-every, in steps; 0: only when the recipe does so at its end
+  int64_t save_every = 0;       // --save-every, in steps; 0: only at the end
+};
+
+/// Where a run begins, or goes on.
+struct RunStart {
+  int64_t step = 0, steps = 0;  // steps done; steps in all
+  int64_t tokens_per_step = 0;  // over all ranks; 0: the log shows no tokens/s
+};
+
+/// One thing to log: a name and a number, or a tensor of one element.
+struct Logged {
+  Logged(std::string name_, double value_) : name(std::move(name_)), value(value_) {}
+  Logged(std::string name_, const Tensor& value_) : name(std::move(name_)), value(item(value_)) {}
+  std::string name;
+  double value;
+};
+
+class Run {
+ public:
+  /// Parses the command line, checks the processor, sets the threads, locks the run folder. Throws HelpShown,
+  /// UsageError (also when a flag is not what the saved run in the folder had, and --fresh was not given) and Error.
+  Run(int argc, const char* const* argv, Flags flags, RunOptions options = {});
+  ~Run();
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  Device device() const { return Device::cpu; }
+  const Mesh& mesh() const { return mesh_; }
+  uint64_t seed() const { return static_cast<uint64_t>(options_.seed); }
+  /// --out
+  const std::string& folder() const { return options_.out; }
+  /// --fresh: checkpoints in the folder are not to be loaded; start() deletes them.
+  bool fresh() const { return options_.fresh; }
+  const Flags& flags() const { return flags_; }
+
+  /// Writes run.json, cuts the metrics after `start.step`, starts the clock. Until here nothing was overwritten.
+  void start(const RunStart& start);
+  /// Whether to end before the last step: Ctrl-C, SIGTERM, SIGUSR1, a file `stop` in the run folder or --time-limit
+  /// (counted from the construction). Agreed by all ranks, so every rank asks once a step.
+  bool stopping();
+  /// "Ctrl-C", "the time limit", ...; empty as long as nothing asked to stop.
+  std::string stop_reason() const { return cause_ == StopCause::none ? "" : name(cause_); }
+
+  bool should_validate(int64_t step) const { return due(step, options_.validate_every); }
+  bool should_save(int64_t step) const { return due(step, options_.save_every); }
+
+  /// Writes a line of metrics.jsonl. With a value "loss" it is a training step, which moves the progress line (that
+  /// shows "grad_norm" and "learning_rate" too) and adds "tokens_per_second" to the metrics. Without, a line of its own
+  /// is printed. "loss" and "validation_loss" are drawn in loss.svg.
+  void log(int64_t step, std::vector<Logged> values);
+  /// Prints a line, which the progress line makes way for.
+  void say(std::string_view line);
+  /// Draws the curve and, if the run was stopped, says how to go on. Call it after the last checkpoint is saved.
+  void finish();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  using Points = std::vector<std::pair<double, double>>;  // (step, value)
+
+  void add_flags();
+  void set_threads();
+  void open_folder();
+  static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+  void log_step(int64_t step, NamedNumbers& numbers);
+  void draw() const;
+
+  std::string recipe_, command_;
+  RunOptions options_;
+  Flags flags_;
+  Mesh mesh_;
+  std::optional<RunFolder> folder_;   // only on the first rank
+  std::optional<Stop> stop_;          // while it lives, signals do not kill: a program without a folder has none
+  StopCause cause_ = StopCause::none;
+  RunStart start_;
+  int64_t step_ = 0;
+  Progress progress_;
+  Pace pace_;
+  Clock::time_point last_step_, next_drawing_;
+  Points loss_, validation_loss_;
+};
+
+}  // namespace adder

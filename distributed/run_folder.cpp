@@ -1,0 +1,174 @@
+#include "adder/distributed/run_folder.h"
+
+#include "adder/core/error.h"
+#include "adder/distributed/machine.h"
+
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
+
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+namespace adder {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+Descriptor opened(const std::string& path, int mode) {
+  Descriptor file(open(path.c_str(), mode | O_CLOEXEC, 0666));
+  check(file.get() >= 0, "{}: cannot be written: {}", path, std::strerror(errno));
+  return file;
+}
+
+void write_all(const Descriptor& file, std::string_view text, const std::string& path) {
+  while (!text.empty()) {
+    const ssize_t count = ::write(file.get(), text.data(), text.size());
+    check(count > 0 || errno == EINTR, "{}: cannot be written: {}", path, std::strerror(errno));
+    if (count > 0) text.remove_prefix(static_cast<size_t>(count));
+  }
+}
+
+Json number(double x) {
+  if (std::isfinite(x)) return x;
+  return std::isnan(x) ? "NaN" : x > 0 ? "Infinity" : "-Infinity";
+}
+
+std::string dump(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string now_utc() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
+
+Json versions() {
+  Json json;
+#ifdef ADDER_VERSION
+  json["adder"] = ADDER_VERSION;
+#endif
+  json["compiler"] = __VERSION__;
+  json["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
+  json["nlohmann_json"] = fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
+                                      NLOHMANN_JSON_VERSION_PATCH);
+  return json;
+}
+
+bool is_checkpoint(const fs::directory_entry& entry) {
+  const std::string name = entry.path().filename().string();
+  return entry.is_directory() && name.starts_with("step_") && name.size() > 5 &&
+         name.find_first_not_of("0123456789", 5) == std::string::npos;
+}
+
+// The step of a line of metrics; -1 for a line that is damaged or was cut short.
+int64_t step_of(const Json& line) {
+  return line.is_object() && line.contains("step") && line["step"].is_number_integer() ? line["step"].get<int64_t>()
+                                                                                       : -1;
+}
+
+}  // namespace
+
+Descriptor::~Descriptor() {
+  if (number_ >= 0) close(number_);
+}
+
+RunFolder::RunFolder(std::string path) : path_(std::move(path)) {
+  std::error_code error;
+  fs::create_directories(path_, error);
+  check(fs::is_directory(path_), "run folder {} cannot be made: {}", path_,
+        error ? error.message() : "there is a file of this name");
+  const std::string name = path_ + "/lock";
+  lock_ = opened(name, O_RDWR | O_CREAT);
+  if (flock(lock_.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {  // file systems without locks do without
+    char holder[32] = {};
+    [[maybe_unused]] const ssize_t count = read(lock_.get(), holder, sizeof holder - 1);
+    fail("run folder {} is in use by process {}; stop it first or choose another folder", path_,
+         std::string(holder).substr(0, std::strcspn(holder, "\n")));
+  }
+  check(ftruncate(lock_.get(), 0) == 0, "{}: cannot be written: {}", name, std::strerror(errno));
+  write_all(lock_, fmt::format("{} on {}\n", getpid(), host_name()), name);
+}
+
+bool RunFolder::has_checkpoint() const {
+  for (const auto& entry : fs::directory_iterator(path_))
+    if (is_checkpoint(entry)) return true;
+  return false;
+}
+
+std::pair<std::string, std::string> RunFolder::saved() const {
+  std::ifstream file(path_ + "/run.json");
+  if (!file) return {};
+  const Json json = Json::parse(file, nullptr, false);
+  check(json.is_object() && json.contains("recipe") && json["recipe"].is_string() && json.contains("options"),
+        "{}/run.json is damaged: it should hold a recipe and its options", path_);
+  return {json["recipe"].get<std::string>(), json["options"].dump()};
+}
+
+void RunFolder::start(const StartRecord& record, bool fresh) {
+  if (fresh && record.step == 0) {
+    std::vector<fs::path> old;
+    for (const auto& entry : fs::directory_iterator(path_))
+      if (is_checkpoint(entry)) old.push_back(entry.path());
+    for (const fs::path& folder : old) fs::remove_all(folder);
+  }
+  cut_metrics(record.step);
+  Json starts = Json::array();
+  if (std::ifstream file(path_ + "/run.json"); record.step > 0 && file)
+    if (const Json before = Json::parse(file, nullptr, false); before.is_object() && before.contains("starts"))
+      starts = before["starts"];
+  starts.push_back({{"time", now_utc()}, {"step", record.step}, {"command", record.command}, {"host", host_name()},
+                    {"process", getpid()}, {"ranks", record.ranks}, {"threads", record.threads},
+                    {"devices", record.devices}});
+  const Json run{{"recipe", record.recipe}, {"options", Json::parse(record.options)}, {"seed", record.seed},
+                 {"commit", source_commit()}, {"versions", versions()}, {"starts", starts}};
+  write("run.json", dump(run, 2));
+}
+
+void RunFolder::cut_metrics(int64_t last_step) {
+  const std::string name = path_ + "/metrics.jsonl";
+  std::string kept, line;
+  if (std::ifstream file(name); last_step > 0 && file)
+    while (std::getline(file, line))
+      if (const int64_t step = step_of(Json::parse(line, nullptr, false)); step >= 0 && step <= last_step)
+        kept += line + "\n";
+  write("metrics.jsonl", kept);
+  metrics_ = opened(name, O_WRONLY | O_APPEND);
+}
+
+void RunFolder::append(int64_t step, const NamedNumbers& values) {
+  check(metrics_.get() >= 0, "run folder {}: start() comes before the first line of metrics", path_);
+  const double time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  Json line{{"step", step}, {"time", std::round(time * 1000) / 1000}};
+  for (const auto& [name, value] : values) line[name] = number(value);
+  write_all(metrics_, dump(line, -1), path_ + "/metrics.jsonl");
+}
+
+std::vector<std::pair<double, double>> RunFolder::history(std::string_view name) const {
+  std::vector<std::pair<double, double>> points;
+  std::string text;
+  for (std::ifstream file(path_ + "/metrics.jsonl"); std::getline(file, text);) {
+    const Json line = Json::parse(text, nullptr, false);
+    if (step_of(line) < 0 || !line.contains(name)) continue;
+    const Json& value = line[std::string(name)];
+    points.emplace_back(step_of(line), value.is_number() ? value.get<double>() : std::nan(""));
+  }
+  return points;
+}
+
+void RunFolder::write(const std::string& name, std::string_view text) const {
+  const std::string target = path_ + "/" + name, partial = target + ".partial";
+  {
+    const Descriptor file = opened(partial, O_WRONLY | O_CREAT | O_TRUNC);
+    write_all(file, text, target);
+    check(fsync(file.get()) == 0, "{}: cannot be written: {}", target, std::strerror(errno));
+  }
+  check(std::rename(partial.c_str(), target.c_str()) == 0, "{}: cannot be written: {}", target, std::strerror(errno));
+}
+
+}  // namespace adder

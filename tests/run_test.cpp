@@ -1,0 +1,400 @@
+#include "adder/distributed/machine.h"
+#include "adder/distributed/run.h"
+
+#include "catch.h"
+
+#include <nlohmann/json.hpp>
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+using namespace adder;
+namespace fs = std::filesystem;
+
+namespace {
+
+// A folder of its own for each test, deleted with the object.
+struct Folder {
+  std::string path = (fs::temp_directory_path() / fmt::format("adder_run_test_{}", getpid())).string();
+  Folder() { fs::remove_all(path); }
+  ~Folder() { fs::remove_all(path); }
+};
+
+struct Options {
+  int64_t steps = 10;
+  double rate = 0.1;
+};
+
+struct Program {
+  Options o;
+  Flags flags() {
+    Flags flags("A test.");
+    flags.add("steps", o.steps, "optimizer steps", {.may_change = true});
+    flags.add("rate", o.rate, "learning rate");
+    return flags;
+  }
+  std::unique_ptr<Run> run(const std::string& out, std::vector<const char*> words = {}) {
+    o = {};
+    words.insert(words.begin(), "build/train");
+    return std::make_unique<Run>(static_cast<int>(words.size()), words.data(), flags(), RunOptions{.out = out});
+  }
+};
+
+std::string read(const std::string& path) {
+  std::stringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
+}
+
+std::vector<nlohmann::json> lines(const std::string& path) {
+  std::vector<nlohmann::json> result;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) result.push_back(nlohmann::json::parse(line));
+  return result;
+}
+
+// While it lives, what is written to a descriptor goes to a file.
+class Captured {
+ public:
+  explicit Captured(int number) : number_(number), before_(dup(number)), file_(std::tmpfile()) {
+    std::fflush(stdout);
+    dup2(fileno(file_), number_);
+  }
+  ~Captured() {
+    std::fflush(stdout);
+    dup2(before_, number_);
+    close(before_);
+    std::fclose(file_);
+  }
+  std::string text() const {
+    std::fflush(stdout);
+    std::string text(10'000, '\0');
+    const ssize_t count = pread(fileno(file_), text.data(), text.size(), 0);
+    text.resize(count > 0 ? static_cast<size_t>(count) : 0);
+    return text;
+  }
+
+ private:
+  int number_, before_;
+  std::FILE* file_;
+};
+
+// What the code prints on standard output.
+template <class F>
+std::string printed(F&& f) {
+  const Captured output(STDOUT_FILENO);
+  f();
+  return output.text();
+}
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+}  // namespace
+
+TEST_CASE("run: the folder holds run.json, metrics of every step and a curve") {
+  const Folder folder;
+  const std::string text = printed([&] {
+    Program program;
+    const auto run = program.run(folder.path, {"--rate", "0.5", "--seed", "7", "--threads", "1"});
+    CHECK(run->seed() == 7);
+    run->start({.step = 0, .steps = 2, .tokens_per_step = 100});
+    run->log(1, {{"loss", full({1}, 2.5)}, {"grad_norm", 0.25}, {"learning_rate", 0.5}});
+    run->log(2, {{"loss", 2.0}});
+    run->log(2, {{"validation_loss", 2.25}});
+    run->finish();
+  });
+  CHECK_THAT(text, ContainsSubstring("step 1/2  loss 2.5000  grad norm 0.25  lr 5.00e-01"));
+  CHECK_THAT(text, ContainsSubstring("step 2/2  loss 2.0000"));
+  CHECK_THAT(text, ContainsSubstring("step 2  validation_loss 2.25\n"));
+
+  const auto json = nlohmann::json::parse(read(folder.path + "/run.json"));
+  CHECK(json["recipe"] == "train");
+  CHECK(json["options"]["rate"] == 0.5);
+  CHECK(json["options"]["steps"] == 10);
+  CHECK(json["seed"] == 7);
+  CHECK(json["starts"].size() == 1);
+  CHECK(json["starts"][0]["command"] == "build/train --rate 0.5 --seed 7 --threads 1");
+  CHECK(json["starts"][0]["threads"] == 1);
+  CHECK(json["starts"][0]["host"] == host_name());
+
+  const auto metrics = lines(folder.path + "/metrics.jsonl");
+  REQUIRE(metrics.size() == 3);
+  CHECK(metrics[0]["step"] == 1);
+  CHECK(metrics[0]["loss"] == 2.5);
+  CHECK(metrics[0]["tokens_per_second"] > 0);
+  CHECK(metrics[2]["validation_loss"] == 2.25);
+  CHECK_THAT(read(folder.path + "/loss.svg"), ContainsSubstring(">validation<"));
+}
+
+TEST_CASE("run: --help and bad flags leave no folder behind") {
+  const Folder folder;
+  Program program;
+  CHECK_THROWS_AS(program.run(folder.path, {"--help"}), HelpShown);
+  CHECK_THROWS_AS(program.run(folder.path, {"--rat", "1"}), UsageError);
+  CHECK_THROWS_WITH(program.run(folder.path, {"--time-limit", "soon"}),
+                    "--time-limit: \"soon\" is not a time: write minutes (90) or units (1h30m, 45s, 2d)");
+  CHECK_FALSE(fs::exists(folder.path));
+}
+
+TEST_CASE("run: what was thrown becomes an exit status") {
+  const auto status = [](auto thrown) {
+    try {
+      throw thrown;
+    } catch (...) {
+      return exit_status();
+    }
+  };
+  const auto here = std::source_location::current();
+  const Captured errors(STDERR_FILENO);
+  int help = -1;
+  CHECK(printed([&] { help = status(HelpShown{"how to\n"}); }) == "how to\n");
+  CHECK(help == 0);
+  CHECK(status(UsageError("usage sentence", here)) == 2);
+  CHECK(status(Error("error sentence", here)) == 1);
+  CHECK(status(std::runtime_error("other sentence")) == 1);
+  CHECK(status(std::bad_alloc()) == 1);
+  CHECK(status(1) == 1);
+  CHECK_THAT(errors.text(), ContainsSubstring("error: usage sentence\nerror: error sentence\nerror: other sentence\n"));
+}
+
+TEST_CASE("run: values that are not finite are valid JSON") {
+  const Folder folder;
+  {
+    RunFolder files(folder.path);
+    files.start({.recipe = "train", .options = "{}"}, false);
+    files.append(1, {{"loss", std::nan("")}, {"a", infinity}, {"b", -infinity}, {"c \"quoted\"", 1e300}});
+    CHECK(std::isnan(files.history("loss").at(0).second));
+  }
+  const auto metrics = lines(folder.path + "/metrics.jsonl");
+  REQUIRE(metrics.size() == 1);
+  CHECK(metrics[0]["loss"] == "NaN");
+  CHECK(metrics[0]["a"] == "Infinity");
+  CHECK(metrics[0]["b"] == "-Infinity");
+  CHECK(metrics[0]["c \"quoted\""] == 1e300);
+}
+
+TEST_CASE("run: going on cuts the metrics of later steps and what was half written, and adds a start") {
+  const Folder folder;
+  {
+    RunFolder files(folder.path);
+    files.start({.recipe = "train", .command = "first", .options = "{}"}, false);
+    for (int step = 1; step <= 5; ++step) files.append(step, {{"loss", 1.0 / step}});
+  }
+  std::ofstream(folder.path + "/metrics.jsonl", std::ios::app) << "{\"step\": 2, \"lo";
+  {
+    RunFolder files(folder.path);
+    files.start({.recipe = "train", .command = "second", .options = "{}", .step = 3}, false);
+    CHECK(files.history("loss").size() == 3);
+    files.append(4, {{"loss", 9.0}});
+    CHECK(files.history("loss").back() == std::pair(4.0, 9.0));
+  }
+  const auto json = nlohmann::json::parse(read(folder.path + "/run.json"));
+  REQUIRE(json["starts"].size() == 2);
+  CHECK(json["starts"][0]["command"] == "first");
+  CHECK(json["starts"][1]["step"] == 3);
+}
+
+TEST_CASE("run: changed flags are refused by name and values once there is a checkpoint, unless --fresh") {
+  const Folder folder;
+  printed([&] {
+    Program program;
+    program.run(folder.path)->start({.step = 0, .steps = 10});
+    program.run(folder.path, {"--rate", "0.2"});  // no checkpoint: nothing to go on from
+    fs::create_directory(folder.path + "/step_4");
+    program.run(folder.path, {"--steps", "20", "--save-every", "5"});  // may change
+    CHECK_THROWS_WITH(program.run(folder.path, {"--rate", "0.3", "--seed", "2"}),
+                      fmt::format("the run in {} cannot go on with other flags: --rate was 0.1 and is now 0.3, "
+                                  "--seed was 1 and is now 2; give the old value, another --out, or --fresh to "
+                                  "start anew",
+                                  folder.path));
+    const auto fresh = program.run(folder.path, {"--rate", "0.3", "--fresh"});
+    CHECK(fresh->fresh());
+    CHECK(fs::exists(folder.path + "/step_4"));  // until the run starts
+    fresh->start({.step = 0, .steps = 10});
+    CHECK_FALSE(fs::exists(folder.path + "/step_4"));
+  });
+}
+
+TEST_CASE("run: a folder of another recipe, a damaged run.json and a file in the way are refused") {
+  const Folder folder;
+  Program program;
+  fs::create_directories(folder.path + "/step_4");
+  std::ofstream(folder.path + "/run.json") << R"({"recipe": "other", "options": {}})";
+  CHECK_THROWS_WITH(program.run(folder.path), ContainsSubstring("holds a run of other, not of train"));
+  std::ofstream(folder.path + "/run.json") << R"({"recipe": "tr)";
+  CHECK_THROWS_WITH(program.run(folder.path), ContainsSubstring("run.json is damaged"));
+  CHECK_THROWS_WITH(program.run(folder.path + "/run.json/x"), ContainsSubstring("cannot be made: Not a directory"));
+  CHECK_THROWS_WITH(program.run(folder.path + "/run.json"), ContainsSubstring("cannot be made"));
+  CHECK_THROWS_WITH(program.run("/proc/adder"), ContainsSubstring("run folder /proc/adder cannot be made"));
+}
+
+TEST_CASE("run: two runs cannot share a folder") {
+  const Folder folder;
+  {
+    const RunFolder first(folder.path);
+    CHECK_THROWS_WITH(RunFolder(folder.path),
+                      fmt::format("run folder {} is in use by process {} on {}; stop it first or choose another folder",
+                                  folder.path, getpid(), host_name()));
+  }
+  CHECK_NOTHROW(RunFolder(folder.path));
+}
+
+TEST_CASE("run: a full disk is one sentence") {
+  if (!fs::exists("/dev/full")) return;
+  const Folder folder;
+  fs::create_directories(folder.path);
+  fs::create_symlink("/dev/full", folder.path + "/run.json.partial");
+  RunFolder files(folder.path);
+  CHECK_THROWS_WITH(files.write("run.json", "text"), ContainsSubstring("run.json: cannot be written: No space left"));
+}
+
+TEST_CASE("run: a signal, the stop file and the time limit stop a run, which then says how to go on") {
+  const Folder folder;
+  Program program;
+  std::string text, reason;
+  const auto stopped_by = [&](auto action, std::vector<const char*> words) {
+    text = printed([&] {
+      const auto run = program.run(folder.path, words);
+      run->start({.step = 0, .steps = 10});
+      run->log(3, {{"loss", 1.0}});
+      action();
+      CHECK(run->stopping());
+      CHECK(run->stopping());
+      reason = run->stop_reason();
+      run->finish();
+    });
+  };
+  {
+    const Captured answer(STDERR_FILENO);
+    stopped_by([] { raise(SIGINT); }, {});
+    CHECK(answer.text() == "\nstopping after this step, then saving; Ctrl-C again leaves at once\n");
+  }
+  CHECK(reason == "Ctrl-C");
+  CHECK_THAT(text, ContainsSubstring("stopped by Ctrl-C after step 3 of 10; the same command goes on from there\n"));
+  stopped_by([] { raise(SIGTERM); }, {"--fresh"});
+  CHECK(reason == "SIGTERM");
+  CHECK_THAT(text, ContainsSubstring("the same command without --fresh goes on"));
+  stopped_by([] { raise(SIGUSR1); }, {});
+  CHECK(reason == "SIGUSR1");
+  stopped_by([] {}, {"--time-limit", "0.000001s"});
+  CHECK(reason == "the time limit");
+  stopped_by([&] { std::ofstream(folder.path + "/stop"); }, {});
+  CHECK(reason == "the stop file");
+  CHECK_FALSE(fs::exists(folder.path + "/stop"));
+}
+
+TEST_CASE("run: nothing stops a run that nobody asked to stop, and an old stop file is no order") {
+  const Folder folder;
+  fs::create_directories(folder.path);
+  std::ofstream(folder.path + "/stop");
+  Program program;
+  const auto run = program.run(folder.path);
+  CHECK_FALSE(run->stopping());
+  CHECK(run->stop_reason().empty());
+}
+
+TEST_CASE("run: a second Ctrl-C leaves at once with status 130") {
+  const pid_t child = fork();
+  if (child == 0) {
+    close(STDERR_FILENO);
+    const Stop stop("", std::chrono::seconds(0));
+    raise(SIGINT);
+    raise(SIGINT);
+    _exit(0);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 130);
+}
+
+TEST_CASE("run: times are read in minutes or with units") {
+  CHECK(parse_duration("90").count() == 5400);
+  CHECK(parse_duration("1h30m").count() == 5400);
+  CHECK(parse_duration("1.5h").count() == 5400);
+  CHECK(parse_duration("2d1h1m1s").count() == 2 * 86400 + 3661);
+  CHECK(parse_duration("45s").count() == 45);
+  for (const char* bad : {"", "h", "1x", "1h30", "-5", "1e3", "inf", "nan", "1 h", "10 "}) {
+    INFO(bad);
+    CHECK_THROWS_AS(parse_duration(bad), Error);
+  }
+  CHECK(to_text(std::chrono::seconds(42)) == "42s");
+  CHECK(to_text(std::chrono::seconds(185)) == "3m05s");
+  CHECK(to_text(std::chrono::seconds(4320)) == "1h12m");
+  CHECK(to_text(std::chrono::seconds(90000)) == "1d01h");
+}
+
+TEST_CASE("run: the progress line shows what is known") {
+  CHECK(to_text(Standing{.step = 1200, .steps = 4800, .loss = 1.23456, .grad_norm = 0.42, .learning_rate = 3e-4,
+                         .tokens_per_second = 12345, .seconds_left = 4320}) ==
+        "step 1,200/4,800  loss 1.2346  grad norm 0.42  lr 3.00e-04  12.3k tokens/s  1h12m left");
+  CHECK(to_text(Standing{.step = 1, .steps = 2, .loss = std::nan("")}) == "step 1/2  loss nan");
+  CHECK(grouped(-1234567) == "-1,234,567");
+  CHECK(grouped(-123) == "-123");
+  Pace pace;
+  for (int i = 0; i < 100; ++i) pace.add(0.5);
+  CHECK(pace.seconds_per_step() == Approx(0.5));
+  for (int i = 0; i < 100; ++i) pace.add(2.0);  // 200 s later the old pace is forgotten
+  CHECK(pace.seconds_per_step() == Approx(2.0).epsilon(0.01));
+}
+
+TEST_CASE("run: a program without a folder has no flags for one, and leaves signals alone") {
+  Program program;
+  CHECK_THROWS_WITH(program.run("", {"--out", "x"}), ContainsSubstring("--out: there is no such flag"));
+  struct sigaction before {}, now {};
+  sigaction(SIGINT, nullptr, &before);
+  const auto run = program.run("");
+  sigaction(SIGINT, nullptr, &now);
+  CHECK(before.sa_handler == now.sa_handler);
+  CHECK_FALSE(run->stopping());
+}
+
+TEST_CASE("run: one process is a mesh of size 1, whose collectives change nothing but check their tensors") {
+  const Mesh mesh;
+  for (const Communicator& group : {mesh.world, mesh.data, mesh.tensor, mesh.sequence}) {
+    CHECK(group.rank() == 0);
+    CHECK(group.size() == 1);
+    const Tensor x = full({2, 3}, 4);
+    group.all_reduce(x);
+    group.broadcast(x);
+    group.barrier();
+    CHECK(to_host(x) == std::vector<double>(6, 4));
+    CHECK_THROWS_WITH(group.all_reduce(x.slice_last(0, 2)), ContainsSubstring("rows of 2 elements 3 apart"));
+    CHECK_THROWS_WITH(group.broadcast(x, 1), "broadcast: root 1 of 1 processes");
+  }
+}
+
+TEST_CASE("run: the commit is read from HEAD, a branch, packed refs or a linked worktree") {
+  const Folder folder;
+  const std::string commit(40, 'a'), other(40, 'b');
+  const fs::path git = fs::path(folder.path) / ".git";
+  CHECK(commit_of(folder.path) == "unknown");
+  fs::create_directories(git / "refs/heads");
+  std::ofstream(git / "HEAD") << commit << "\n";
+  CHECK(commit_of(folder.path) == commit);
+  std::ofstream(git / "HEAD") << "ref: refs/heads/main\n";
+  CHECK(commit_of(folder.path) == "unknown");
+  std::ofstream(git / "packed-refs") << "# pack-refs\n" << commit << " refs/heads/main\n";
+  CHECK(commit_of(folder.path) == commit);
+  std::ofstream(git / "refs/heads/main") << other << "\n";
+  CHECK(commit_of(folder.path) == other);
+  fs::create_directories(git / "worktrees/side");
+  fs::create_directories(fs::path(folder.path) / "side");
+  std::ofstream(fs::path(folder.path) / "side/.git") << "gitdir: " << (git / "worktrees/side").string() << "\n";
+  std::ofstream(git / "worktrees/side/commondir") << "../..\n";
+  std::ofstream(git / "worktrees/side/HEAD") << "ref: refs/heads/main\n";
+  CHECK(commit_of(folder.path + "/side") == other);
+}
+
+TEST_CASE("run: the machine has a name, a processor and at least one core") {
+  CHECK(allowed_cores() >= 1);
+  CHECK_FALSE(processor_name().empty());
+  CHECK_FALSE(host_name().empty());
+}
