@@ -207,7 +207,7 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
     Program program;
     program.run(folder.path)->start({.step = 0, .steps = 10});
     program.run(folder.path, {"--rate", "0.2"});  // no checkpoint: nothing to go on from
-    fs::create_directory(folder.path + "/step_4");
+    fs::create_directory(folder.path + "/checkpoints/step_4");
     program.run(folder.path, {"--steps", "20", "--save-every", "5"});  // may change
     CHECK_THROWS_WITH(program.run(folder.path, {"--rate", "0.3", "--seed", "2"}),
                       fmt::format("the run in {} cannot go on with other flags: --rate was 0.1 and is now 0.3, "
@@ -216,16 +216,16 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
                                   folder.path));
     const auto fresh = program.run(folder.path, {"--rate", "0.3", "--fresh"});
     CHECK(fresh->fresh());
-    CHECK(fs::exists(folder.path + "/step_4"));  // until the run starts
+    CHECK(fs::exists(folder.path + "/checkpoints/step_4"));  // until the run starts
     fresh->start({.step = 0, .steps = 10});
-    CHECK_FALSE(fs::exists(folder.path + "/step_4"));
+    CHECK_FALSE(fs::exists(folder.path + "/checkpoints/step_4"));
   });
 }
 
 TEST_CASE("run: a folder of another recipe, a damaged run.json and a file in the way are refused") {
   const Folder folder;
   Program program;
-  fs::create_directories(folder.path + "/step_4");
+  fs::create_directories(folder.path + "/checkpoints/step_4");
   std::ofstream(folder.path + "/run.json") << R"({"recipe": "other", "options": {}})";
   CHECK_THROWS_WITH(program.run(folder.path), ContainsSubstring("holds a run of other, not of train"));
   std::ofstream(folder.path + "/run.json") << R"({"recipe": "tr)";
