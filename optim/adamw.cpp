@@ -95,4 +95,21 @@ void AdamW::restore(const Counts& counts) {
        controls_.slice_first(AdamWControls::applied, AdamWControls::skipped_in_a_row + 1));
 }
 
+State AdamW::state() {
+  State state{.name = "optimizer"};
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    state.tensors.push_back(Piece::like(params_.all()[i], "exp_avg", moments_[i].exp_avg));
+    state.tensors.push_back(Piece::like(params_.all()[i], "exp_avg_sq", moments_[i].exp_avg_sq));
+  }
+  state.save = [this] {
+    const Counts c = counts();
+    return Values{{"applied", c.applied}, {"skipped", c.skipped}, {"skipped_in_a_row", c.skipped_in_a_row}};
+  };
+  state.load = [this](const Values& v) {
+    restore({.applied = value<int64_t>(v, "applied"), .skipped = value<int64_t>(v, "skipped"),
+             .skipped_in_a_row = value<int64_t>(v, "skipped_in_a_row")});
+  };
+  return state;
+}
+
 }  // namespace adder

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "adder/autograd/params.h"
+#include "adder/autograd/state.h"
 
 namespace adder {
 
@@ -31,15 +32,17 @@ class AdamW {
   /// One update with the gradients collected since the last one. Returns their global norm before clipping, f64 [1].
   Tensor step(double learning_rate, const StepOptions& options = {});
 
-  // State, for checkpoints. Reading the counts waits for the device.
+  /// Moments and counts, for checkpoints. Refers to this optimizer.
+  State state();
 
   struct Moments {
     std::string name;            // of the logical tensor
-    Tensor exp_avg, exp_avg_sq;  // m and v, as Param::value: views to be read, or written when resuming
+    Tensor exp_avg, exp_avg_sq;  // m and v, as Param::value
   };
   /// In the order of Params::all().
   const std::vector<Moments>& moments() const { return moments_; }
 
+  // Reading the counts waits for the device.
   struct Counts {
     int64_t applied = 0, skipped = 0, skipped_in_a_row = 0;  // steps
   };
