@@ -8,10 +8,27 @@
 #include <filesystem>
 #include <fstream>
 #include <utility>
+#include <vector>
 
 namespace adder {
 
 namespace fs = std::filesystem;
+
+void SavedRun::assign(Flags& to) const {
+  std::vector<std::string> words = {"run.json"};
+  for (const FlagDifference& d : to.differences(flags)) {
+    words.push_back("--" + d.name);
+    if (d.saved.empty()) words.push_back("");  // "--name=" would be a flag without a value
+    else words.back() += "=" + d.saved;
+  }
+  std::vector<const char*> line;
+  for (const std::string& word : words) line.push_back(word.c_str());
+  try {
+    to.parse(static_cast<int>(line.size()), line.data());
+  } catch (const UsageError& error) {
+    fail("{}/run.json: is damaged, {}", folder, error.what());
+  }
+}
 
 SavedRun saved_run(const std::string& folder) {
   check(fs::is_directory(folder), "{}: there is no such run folder", folder);

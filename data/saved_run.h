@@ -2,6 +2,8 @@
 // may go on meanwhile.
 #pragma once
 
+#include "adder/distributed/flags.h"
+
 #include <optional>
 #include <string>
 
@@ -9,9 +11,13 @@ namespace adder {
 
 /// What run.json (distributed/run_folder.h) says of a run that has a checkpoint.
 struct SavedRun {
-  std::string folder;
-  std::string recipe;  // the program that trained it
-  std::string flags;   // its flags as a JSON object, as Flags::to_json() wrote them
+  std::string folder = {};
+  std::string recipe = {};  // the program that trained it
+  std::string flags = {};   // its flags as a JSON object, as Flags::to_json() wrote them
+
+  /// Gives the options that the flags are bound to the values of this run, but for flags that may change; none of the
+  /// flags may take a list. Throws if a value is no value of its flag.
+  void assign(Flags& to) const;
 };
 
 /// Throws if there is no such folder, no run.json in it or a damaged one, or no checkpoint yet.

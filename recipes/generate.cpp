@@ -5,14 +5,15 @@
 #include "adder/data/utf8_stream.h"
 #include "adder/distributed/run.h"
 #include "adder/layers/generate.h"
-#include "adder/recipes/model_flags.h"
+#include "adder/recipes/language_model_flags.h"
 
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 
 using namespace adder;
 
@@ -47,12 +48,22 @@ Flags flags(Options& o) {
 }
 
 std::string prompt(const Options& o) {
-  check_usage(o.prompt.empty() || o.prompt_file.empty(), "--prompt and --prompt-file are both given; one begins a text");
+  check_usage(o.prompt.empty() || o.prompt_file.empty(), "only one of --prompt and --prompt-file can begin the text");
   if (o.prompt_file.empty()) return o.prompt;
   std::ifstream file(o.prompt_file, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  check(file.good() || file.eof(), "--prompt-file {}: cannot be read", o.prompt_file);
-  return text;
+  std::ostringstream text;
+  if (file.peek() != EOF) text << file.rdbuf();  // of nothing it would fail
+  check(file.is_open() && !file.bad() && !std::filesystem::is_directory(o.prompt_file), "--prompt-file {}: cannot be read",
+        o.prompt_file);
+  return text.str();
+}
+
+layers::LanguageModelOptions model_options(const SavedRun& saved) {
+  layers::LanguageModelOptions o;
+  Flags flags("");
+  add_flags(flags, o);
+  saved.assign(flags);
+  return o;
 }
 
 std::string run_folder(const Options& o) {
@@ -82,7 +93,7 @@ int main(int argc, char** argv) try {
 
   const SavedRun saved = saved_run(run_folder(o));
   Params params(run.device());
-  const layers::LanguageModel model(params, run.mesh(), saved_model(saved.flags));
+  const layers::LanguageModel model(params, run.mesh(), model_options(saved));
   const int64_t step = restore(saved.folder, {state(params)}).value();
 
   const ByteTokenizer tokenizer;
@@ -103,7 +114,8 @@ int main(int argc, char** argv) try {
                    });
   const double seconds = seconds_since(start);
   print(shown.finish() + "\n");
-  fmt::print(stderr, "{} at step {}: first token after {:.2g} s", saved.folder, grouped(step), to_first);
+  fmt::print(stderr, "{} at step {}", saved.folder, grouped(step));
+  if (count > 0) fmt::print(stderr, ": first token after {:.2g} s", to_first);
   if (count > 1) fmt::print(stderr, ", then {:.0f} tokens/s", static_cast<double>(count - 1) / seconds);
   fmt::print(stderr, "{}\n", count < o.tokens ? "; the document ended" : "");
 } catch (...) {

@@ -6,6 +6,7 @@
 #include "catch.h"
 
 #include <chrono>
+#include <limits>
 
 using namespace adder;
 
@@ -33,12 +34,43 @@ TEST_CASE("saved run: recipe and flags are those of run.json") {
   CHECK(run.flags == R"({"layers":3})");
 }
 
+TEST_CASE("saved run: options take the values of its flags, whatever else was saved") {
+  const SavedRun run{.folder = "runs/a", .flags = R"({"steps": 9, "layers": 3, "tied": false, "dt-max": "Infinity",
+                     "dt-min": 1e-5, "kind": "a b=c", "empty": "", "device": "cuda"})"};
+  int64_t layers = 1, width = 7;
+  bool tied = true;
+  double most = 1, least = 0;
+  std::string kind, empty = "full", device = "cpu";
+  Flags flags("");
+  flags.add("layers", layers, "", {.max = 5});
+  flags.add("width", width, "");
+  flags.add("tied", tied, "");
+  flags.add("dt-max", most, "");
+  flags.add("dt-min", least, "");
+  flags.add("kind", kind, "");
+  flags.add("empty", empty, "");
+  flags.add("device", device, "", {.may_change = true});
+  run.assign(flags);
+  CHECK(layers == 3);
+  CHECK(width == 7);
+  CHECK_FALSE(tied);
+  CHECK(most == std::numeric_limits<double>::infinity());
+  CHECK(least == 1e-5);
+  CHECK(kind == "a b=c");
+  CHECK(empty.empty());
+  CHECK(device == "cpu");
+  CHECK_THROWS_WITH((SavedRun{.folder = "runs/a", .flags = R"({"layers": "x"})"}.assign(flags)),
+                    ContainsSubstring("runs/a/run.json: is damaged, --layers is \"x\""));
+  CHECK_THROWS_WITH((SavedRun{.folder = "runs/a", .flags = R"({"layers": 6})"}.assign(flags)),
+                    ContainsSubstring("at most 5"));
+}
+
 TEST_CASE("saved run: what is no trained run is named") {
   const TemporaryFolder runs;
   CHECK_THROWS_WITH(saved_run(runs / "none"), ContainsSubstring("there is no such run folder"));
   runs.write("a/notes", "");
   CHECK_THROWS_WITH(saved_run(runs / "a"), ContainsSubstring("holds no run.json"));
-  for (const char* damaged : {"", "[]", R"({"recipe": "t)", R"({"recipe": "train"})", R"({"recipe": 1, "options": {}})"}) {
+  for (const char* damaged : {"", "[]", R"({"recipe": "t)", R"({"recipe": "a"})", R"({"recipe": 1, "options": {}})"}) {
     runs.write("a/run.json", damaged);
     CHECK_THROWS_WITH(saved_run(runs / "a"), ContainsSubstring("a/run.json: is damaged"));
   }
