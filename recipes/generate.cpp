@@ -53,8 +53,8 @@ std::string prompt(const Options& o) {
   std::ifstream file(o.prompt_file, std::ios::binary);
   std::ostringstream text;
   if (file.peek() != EOF) text << file.rdbuf();  // of nothing it would fail
-  check(file.is_open() && !file.bad() && !std::filesystem::is_directory(o.prompt_file), "--prompt-file {}: cannot be read",
-        o.prompt_file);
+  const bool is_read = file.is_open() && !file.bad() && !std::filesystem::is_directory(o.prompt_file);
+  check(is_read, "--prompt-file {}: cannot be read", o.prompt_file);
   return text.str();
 }
 
