@@ -113,7 +113,8 @@ class Weights {
     }
     std::set<std::string> names;
     for (const auto& [tensor, file] : map) {
-      check(fs::path(file).filename() == file, "{}: {} lies in \"{}\", which is no name of a file", path_, tensor, file);
+      check(fs::path(file).filename() == file, "{}: {} lies in \"{}\", which is no name of a file", path_, tensor,
+            file);
       names.insert(file);
     }
     for (const std::string& name : names) add(in(folder, name));
@@ -147,7 +148,8 @@ void read_weights(const std::string& folder, const layers::LanguageModel& model)
   if (model.options.tied && weights.has("lm_head.weight")) {
     const Tensor head(table.shape, table.tensor.dtype());
     weights.read({"lm_head.weight", table.shape, head});
-    check(bitwise_equal(head, table.tensor), "{}: lm_head.weight is not {}, though config.json ties them", weights.path(), table.name);
+    check(bitwise_equal(head, table.tensor), "{}: lm_head.weight is not {}, though config.json ties them",
+          weights.path(), table.name);
     names.insert("lm_head.weight");
   }
   weights.only(names);

@@ -10,9 +10,9 @@
 //
 // The rows of in_proj are [z, x, B, C, dt] in both and in ours; conv1d.weight is [channel, 1, width] there.
 //
-// The gated norm runs over each group of B and C by itself, as in the authors' code and in transformers since 5.23. Until
-// then transformers' torch code took all channels together, whatever n_groups: the logits that it gave with several
-// groups come back with `options.mixer.norm_groups = 1`.
+// The gated norm runs over each group of B and C by itself, as in the authors' code and in transformers since 5.23.
+// Until then transformers' torch code took all channels together, whatever n_groups: the logits that it gave with
+// several groups come back with `options.mixer.norm_groups = 1`.
 //
 // Dropout, recompute and initial values are not part of a shared model. The residual stream is fp32 here, as
 // residual_in_fp32 asks for.
@@ -30,9 +30,9 @@ enum class Form : unsigned char { transformers, state_spaces };
 /// another activation, attention layers, Mamba-1, sizes that do not fit together.
 layers::LanguageModelOptions read_options(const std::string& folder);
 
-/// Fills the parameters from FOLDER/model.safetensors, or from the files that model.safetensors.index.json names. Throws,
-/// naming it, if a tensor is missing, left over or of another shape. A tied model's lm_head.weight may be there if it is
-/// the embedding.
+/// Fills the parameters from FOLDER/model.safetensors, or from the files that model.safetensors.index.json names.
+/// Throws, naming it, if a tensor is missing, left over or of another shape. A tied model's lm_head.weight may be there
+/// if it is the embedding.
 void read_weights(const std::string& folder, const layers::LanguageModel& model);
 
 /// Writes both files; reading them gives the same bits. The folder may not hold a model yet. Throws, naming the option,

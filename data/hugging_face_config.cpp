@@ -48,7 +48,7 @@ class Fields {
   int64_t size(const std::string& name, int64_t fallback, int64_t least = 1) const {
     if (!has(name)) return fallback;
     const json& value = object_.at(name);
-    check(value.is_number_integer() && value >= least && value <= int64_t{1} << 40, "{}: {} is {}, not a size", where_,
+    check(value.is_number_integer() && value >= least && value <= int64_t{1} << 30, "{}: {} is {}, not a size", where_,
           name, value.dump());
     return value.get<int64_t>();
   }
@@ -100,7 +100,8 @@ class Fields {
 
 LanguageModelOptions from_transformers(const Fields& c) {
   const std::string activation = c.text("hidden_act", "silu");
-  check(activation == "silu" || activation == "swish", "{}: hidden_act = \"{}\" is not supported, only silu", c.where(), activation);
+  check(activation == "silu" || activation == "swish", "{}: hidden_act = \"{}\" is not supported, only silu",
+        c.where(), activation);
   const auto [dt_min, dt_max] = c.limits("time_step_limit");
   const double eps = c.number("layer_norm_epsilon", 1e-5);
   const LanguageModelOptions o = {
@@ -125,15 +126,16 @@ LanguageModelOptions from_transformers(const Fields& c) {
                 .dt_max = dt_max,
                 .chunk = c.size("chunk_size", 256)}};
   const int64_t heads = c.size("num_heads", 128);
-  check(heads * o.mixer.head_dim == o.mixer.d_inner(), "{}: num_heads {} x head_dim {} is not expand {} x hidden_size {}",
-        c.where(), heads, o.mixer.head_dim, o.mixer.expand, o.mixer.d_model);
+  check(heads * o.mixer.head_dim == o.mixer.d_inner(),
+        "{}: num_heads {} x head_dim {} is not expand {} x hidden_size {}", c.where(), heads, o.mixer.head_dim,
+        o.mixer.expand, o.mixer.d_model);
   return o;
 }
 
 Mamba2Options from_ssm_cfg(const Fields& c, int64_t d_model) {
-  c.only({"layer", "d_state", "d_conv", "expand", "headdim", "d_ssm", "ngroups", "A_init_range", "D_has_hdim", "rmsnorm",
-          "norm_before_gate", "dt_min", "dt_max", "dt_init_floor", "dt_limit", "bias", "conv_bias", "chunk_size",
-          "conv_init", "use_mem_eff_path"});
+  c.only({"layer", "d_state", "d_conv", "expand", "headdim", "d_ssm", "ngroups", "A_init_range", "D_has_hdim",
+          "rmsnorm", "norm_before_gate", "dt_min", "dt_max", "dt_init_floor", "dt_limit", "bias", "conv_bias",
+          "chunk_size", "conv_init", "use_mem_eff_path"});
   const std::string layer = c.text("layer", "Mamba1");
   check(layer == "Mamba2", "{}: layer = \"{}\" is not supported, only Mamba2", c.where(), layer);
   const auto [dt_min, dt_max] = c.limits("dt_limit");
@@ -208,7 +210,8 @@ json state_spaces_config(const LanguageModelOptions& o) {
   const Mamba2Options& m = o.mixer;
   const char* form = "state-spaces";
   check_norm_groups(form, m);
-  refuse(form, o.eps == authors_eps && m.eps == authors_eps, fmt::format("eps {} or {}, only {}", o.eps, m.eps, authors_eps));
+  refuse(form, o.eps == authors_eps && m.eps == authors_eps,
+         fmt::format("eps {} or {}, only {}", o.eps, m.eps, authors_eps));
   refuse(form, o.d_intermediate % authors_mlp == 0,
          fmt::format("d_intermediate {}, which it would round up to {}", o.d_intermediate, authors_mlp));
   json ssm = {{"layer", "Mamba2"}, {"d_state", m.d_state}, {"d_conv", m.d_conv}, {"expand", m.expand},
@@ -236,7 +239,8 @@ std::string config(const LanguageModelOptions& o, Form form) {
   json c = transformers ? transformers_config(o) : state_spaces_config(o);
   const bool limited = o.mixer.dt_min != 0 || o.mixer.dt_max != infinity;
   if (limited)
-    (transformers ? c["time_step_limit"] : c["ssm_cfg"]["dt_limit"]) = json::array({bound(o.mixer.dt_min), bound(o.mixer.dt_max)});
+    (transformers ? c["time_step_limit"] : c["ssm_cfg"]["dt_limit"]) =
+        json::array({bound(o.mixer.dt_min), bound(o.mixer.dt_max)});
   std::string text = c.dump(2) + "\n";
   const std::string quoted = "\"Infinity\"";  // as Python writes it
   if (const auto at = text.find(quoted); at != std::string::npos) text.replace(at, quoted.size(), "Infinity");

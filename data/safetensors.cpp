@@ -47,7 +47,8 @@ const char* stored_name(DType type) {
 // IEEE half precision: sign, 5 bits of exponent (bias 15), 10 of fraction.
 float half_to_float(uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float magnitude = std::ldexp(static_cast<float>(exponent == 0 ? fraction : fraction + 1024), std::max(exponent, 1) - 25);
+  const auto digits = static_cast<float>(exponent == 0 ? fraction : fraction + 1024);
+  float magnitude = std::ldexp(digits, std::max(exponent, 1) - 25);
   if (exponent == 31) magnitude = fraction == 0 ? INFINITY : NAN;
   return bits >> 15 ? -magnitude : magnitude;
 }
@@ -151,8 +152,9 @@ void SafetensorsFile::check_ranges(int64_t bytes) const {
   int64_t end = 0;
   for (const auto& [entry, name] : order) {
     check(entry->end <= bytes, "{}: {} ends at byte {} of {}", path_, *name, entry->end, bytes);
-    check(entry->begin >= end, "{}: {} begins at byte {}, where another tensor goes on to {}", path_, *name, entry->begin, end);
-    check(entry->begin == end, "{}: {} begins at byte {}, after a gap from {}", path_, *name, entry->begin, end);
+    const int64_t begin = entry->begin;
+    check(begin >= end, "{}: {} begins at byte {}, where another tensor goes on to {}", path_, *name, begin, end);
+    check(begin == end, "{}: {} begins at byte {}, after a gap from {}", path_, *name, begin, end);
     end = entry->end;
   }
   check(end == bytes, "{}: the tensors take {} bytes of {}", path_, end, bytes);
@@ -221,8 +223,10 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   OutputFile file(path);
   file.write({reinterpret_cast<const char*>(&length), sizeof length});
   file.write(text);
-  for (const NamedTensor* t : order)
-    file.write({static_cast<const char*>(t->tensor.address()), static_cast<size_t>(t->tensor.count() * size_of(t->tensor.dtype()))});
+  for (const NamedTensor* t : order) {
+    const int64_t bytes = t->tensor.count() * size_of(t->tensor.dtype());
+    file.write({static_cast<const char*>(t->tensor.address()), static_cast<size_t>(bytes)});
+  }
   file.commit();
 }
 

@@ -1,7 +1,8 @@
 // safetensors: named tensors in one file, the form in which Hugging Face keeps weights.
 //
 //   8 bytes   length of the header, little-endian
-//   header    {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, "__metadata__": {"key": "text"}}
+//   header    JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...,
+//                    "__metadata__": {"key": "text"}}
 //   bytes     of the tensors, row-major, little-endian, end to end; offsets count from the end of the header
 #pragma once
 

@@ -1,4 +1,5 @@
 #include "adder/core/error.h"
+#include "adder/core/random.h"
 #include "adder/data/safetensors.h"
 #include "adder/tests/temporary_folder.h"
 
@@ -67,10 +68,12 @@ TEST_CASE("safetensors: floating types are converted, half precision included") 
   // 1, -2, the largest, the least normal and subnormal, -0, infinity, NaN
   const std::vector<uint16_t> halves = {0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x8000, 0x7c00, 0x7e01};
   const SafetensorsFile file(folder.write("half", whole(
-      R"({"h":{"dtype":"F16","shape":[8],"data_offsets":[0,16]},"d":{"dtype":"F64","shape":[1],"data_offsets":[16,24]}})",
+      R"({"h":{"dtype":"F16","shape":[8],"data_offsets":[0,16]},
+          "d":{"dtype":"F64","shape":[1],"data_offsets":[16,24]}})",
       bytes_of(halves) + bytes_of(std::vector<double>{0.1}))));
   const auto h = to_host(file.read("h"));
-  const double expected[] = {1, -2, 65504, std::ldexp(1, -14), std::ldexp(1, -24), -0.0, std::numeric_limits<double>::infinity()};
+  const double infinity = std::numeric_limits<double>::infinity();
+  const double expected[] = {1, -2, 65504, std::ldexp(1, -14), std::ldexp(1, -24), -0.0, infinity};
   for (size_t i = 0; i < 7; ++i) CHECK(std::bit_cast<uint64_t>(h[i]) == std::bit_cast<uint64_t>(expected[i]));
   CHECK(std::isnan(h[7]));
   const Tensor f32({1}, DType::f32);
@@ -109,13 +112,15 @@ TEST_CASE("safetensors: damaged files are refused in a sentence that names file 
   refused(file_of("{\"a\xff\":1}", 0), "the header is malformed");
   refused(file_of("[]", 0), "not an object");
   refused(file_of("{" + a + "," + a + "}", 8), "\"a\" is there twice");
-  refused(file_of("{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8), "\"dtype\" is there twice");
+  refused(file_of(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
+          "\"dtype\" is there twice");
   refused(file_of(std::string(100'000, '['), 0), "nested deeper");
   refused(file_of("{\"__metadata__\":{\"a\":1}," + a + "}", 8), "__metadata__");
   refused(file_of("{\"a\":7}", 0), "a: not {dtype, shape, data_offsets} but 7");
   refused(file_of("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"offsets\":[0,8]}}", 8), "a: ");
 
-  const auto bad_entry = [&](const std::string& dtype, const std::string& shape, const std::string& range, const std::string& why) {
+  const auto bad_entry = [&](const std::string& dtype, const std::string& shape, const std::string& range,
+                             const std::string& why) {
     refused(file_of("{\"w\":" + entry(dtype, shape, range) + "}", 8), why);
   };
   bad_entry("\"F8_E4M3\"", "[8]", "[0,8]", "w: the dtype \"F8_E4M3\" is not one of");
@@ -131,13 +136,38 @@ TEST_CASE("safetensors: damaged files are refused in a sentence that names file 
   bad_entry("\"F32\"", "[2]", "[0,4]", "w: F32 [2] takes 8 bytes but its range is [0,4]");
   bad_entry("\"F32\"", "[2]", "[0,\"8\"]", "w: \"8\" is not a size");
 
-  const std::string late = "\"b\":" + entry("\"F32\"", "[1]", "[12,16]"), overlap = "\"b\":" + entry("\"F32\"", "[1]", "[4,8]");
+  const std::string late = "\"b\":" + entry("\"F32\"", "[1]", "[12,16]");
+  const std::string overlap = "\"b\":" + entry("\"F32\"", "[1]", "[4,8]");
   refused(file_of("{" + a + "," + late + "}", 16), "b begins at byte 12, after a gap from 8");
   refused(file_of("{" + a + "," + overlap + "}", 8), "b begins at byte 4, where another tensor goes on to 8");
   refused(file_of("{" + a + "}", 7), "a ends at byte 8 of 7");
   refused(file_of("{" + a + "}", 9), "the tensors take 8 bytes of 9");
   CHECK_THROWS_WITH(SafetensorsFile(folder / "none"), ContainsSubstring("none: cannot be opened (No such file"));
   CHECK_THROWS_WITH(SafetensorsFile(folder.path()), ContainsSubstring("is not a file"));
+}
+
+TEST_CASE("safetensors: a flipped bit or a cut leads to an error or to tensors that can be read, never out of bounds") {
+  const TemporaryFolder folder;
+  const std::vector<NamedTensor> tensors = {{"w", {2, 3}, zeros({2, 3})}, {"x.y", {5}, zeros({5}, DType::f64)}};
+  write_safetensors(folder / "a", tensors, {{"format", "pt"}});
+  const std::string whole_file = file_bytes(folder / "a");
+  const Random random(3, "flips");
+  int refused = 0;
+  for (uint64_t i = 0; i < 400; ++i) {
+    std::string bytes = whole_file;
+    const size_t at = random.bits(2 * i) % bytes.size();
+    if (i % 8 == 0) bytes.resize(at);
+    else bytes[at] = static_cast<char>(bytes[at] ^ 1 << random.bits(2 * i + 1) % 8);
+    const std::string path = folder.write("b", bytes);
+    try {
+      const SafetensorsFile file(path);
+      for (const auto& [name, entry] : file.tensors()) CHECK(file.read(name).count() == entry.shape.count());
+    } catch (const Error& error) {
+      CHECK_THAT(error.what(), ContainsSubstring(path));
+      ++refused;
+    }
+  }
+  CHECK(refused > 100);
 }
 
 TEST_CASE("safetensors: a tensor is read only as what it is") {
@@ -147,7 +177,9 @@ TEST_CASE("safetensors: a tensor is read only as what it is") {
   CHECK_THROWS_WITH(file.read("v"), ContainsSubstring("a: has no tensor v"));
   CHECK_THROWS_WITH(file.read("w", zeros({3, 2})), ContainsSubstring("w has shape [2, 3], not [3, 2]"));
   CHECK_THROWS_WITH(file.read("i", zeros({1})), ContainsSubstring("i is I32 and cannot become"));
-  CHECK_THROWS_WITH(write_safetensors(folder / "b", {{"w", {1}, zeros({1})}, {"w", {1}, zeros({1})}}), ContainsSubstring("two tensors w"));
-  CHECK_THROWS_WITH(write_safetensors(folder / "b", {{"w", {2}, zeros({3})}}), ContainsSubstring("w [3] cannot be written as [2]"));
+  CHECK_THROWS_WITH(write_safetensors(folder / "b", {{"w", {1}, zeros({1})}, {"w", {1}, zeros({1})}}),
+                    ContainsSubstring("two tensors w"));
+  CHECK_THROWS_WITH(write_safetensors(folder / "b", {{"w", {2}, zeros({3})}}),
+                    ContainsSubstring("w [3] cannot be written as [2]"));
   CHECK(!std::filesystem::exists(folder / "b"));
 }
