@@ -24,19 +24,21 @@ class CpuPool {
   void* take(int64_t bytes) {
     const int64_t size = rounded(bytes);
     const std::lock_guard lock(mutex_);
+    void* block = nullptr;
+    if (auto& list = free_[size]; !list.empty()) {
+      block = list.back();
+      list.pop_back();
+    } else {
+      block = std::aligned_alloc(64, static_cast<size_t>(size));
+      if (block == nullptr) {  // blocks of other sizes may be in the way
+        release_free();
+        block = std::aligned_alloc(64, static_cast<size_t>(size));
+      }
+      check(block != nullptr, "out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
+      use_.reserved += size;
+    }
     use_.in_use += size;
     use_.peak = std::max(use_.peak, use_.in_use);
-    if (auto& list = free_[size]; !list.empty()) {
-      void* block = list.back();
-      list.pop_back();
-      return block;
-    }
-    void* block = std::aligned_alloc(64, static_cast<size_t>(size));
-    if (block == nullptr) {
-      use_.in_use -= size;
-      fail("out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
-    }
-    use_.reserved += size;
     return block;
   }
   void give_back(void* block, int64_t bytes) {
@@ -47,11 +49,7 @@ class CpuPool {
   }
   void release() {
     const std::lock_guard lock(mutex_);
-    for (auto& [size, list] : free_) {
-      for (void* block : list) std::free(block);
-      use_.reserved -= size * static_cast<int64_t>(list.size());
-      list.clear();
-    }
+    release_free();
   }
   MemoryUse use() {
     const std::lock_guard lock(mutex_);
@@ -63,6 +61,14 @@ class CpuPool {
   }
 
  private:
+  void release_free() {
+    for (auto& [size, list] : free_) {
+      for (void* block : list) std::free(block);
+      use_.reserved -= size * static_cast<int64_t>(list.size());
+      list.clear();
+    }
+  }
+
   std::mutex mutex_;
   std::map<int64_t, std::vector<void*>> free_;  // by rounded size
   MemoryUse use_;

@@ -5,7 +5,7 @@
 #include "adder/data/utf8_stream.h"
 #include "adder/distributed/run.h"
 #include "adder/layers/generate.h"
-#include "adder/recipes/language_model_flags.h"
+#include "adder/layers/language_model_flags.h"
 
 #include <cerrno>
 #include <chrono>
