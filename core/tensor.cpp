@@ -22,12 +22,13 @@ void* Tensor::address() const {
 
 void Tensor::require(DType type) const {
   check(defined(), "an undefined tensor has no elements");
-  check(dtype_ == type, "tensor {} holds {}, not {}", to_string(shape_), name(dtype_), name(type));
+  if (dtype_ != type) fail("tensor {} holds {}, not {}", to_string(shape_), name(dtype_), name(type));
 }
 
 int64_t Tensor::stride(int64_t n) const {
   if (contiguous()) return n;
-  check(row_ == n, "tensor {} has rows of {} elements {} apart, not of {}", to_string(shape_), row_, pitch_, n);
+  if (row_ != n)  // not a check(): kernels ask often, and its arguments would be made each time
+    fail("tensor {} has rows of {} elements {} apart, not of {}", to_string(shape_), row_, pitch_, n);
   return pitch_;
 }
 

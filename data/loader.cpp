@@ -65,6 +65,9 @@ class Rows {
 
 }  // namespace
 
+TokenFile::TokenFile(const std::string& path, const Mesh& mesh, LoaderOptions options)
+    : TokenFile(path, (options.rank = mesh.data.rank(), options.ranks = mesh.data.size(), options)) {}
+
 TokenFile::TokenFile(const std::string& path, const LoaderOptions& options)
     : options_(options), shard_(path, options.tokenizer), random_(options.seed, "samples") {
   const auto& o = options_;
@@ -112,6 +115,26 @@ Batch TokenFile::samples(int64_t first, int64_t count) const {
 void TokenFile::seek(int64_t consumed_samples) {
   check(consumed_samples >= 0, "{}: cannot go to sample {}", shard_.path(), consumed_samples);
   consumed_ = consumed_samples;
+}
+
+State TokenFile::state() {
+  // What sample k is a function of. Unsigned numbers are kept as the int64_t of the same bits.
+  const auto source = [this] {
+    return Values{{"shard", static_cast<int64_t>(shard_.fingerprint())}, {"seed", static_cast<int64_t>(options_.seed)},
+                  {"time", options_.time}};
+  };
+  return {.name = "data",
+          .save = [this, source] {
+            Values values = source();
+            values["consumed_samples"] = consumed_;
+            return values;
+          },
+          .load = [this, source](const Values& saved) {
+            for (const auto& [name, now] : source())
+              check(value<int64_t>(saved, name) == std::get<int64_t>(now), "{}: the run was saved with the {} {}, not {}: it would not see the same samples",
+                    shard_.path(), name, value<int64_t>(saved, name), std::get<int64_t>(now));
+            seek(value<int64_t>(saved, "consumed_samples"));
+          }};
 }
 
 HeldOut::HeldOut(const std::string& path, const HeldOutOptions& options)

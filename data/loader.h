@@ -1,9 +1,11 @@
 // The loader: batches of token shards, for training and for validation.
 #pragma once
 
+#include "adder/autograd/state.h"
 #include "adder/core/batch.h"
 #include "adder/core/random.h"
 #include "adder/data/token_shard.h"
+#include "adder/distributed/mesh.h"
 
 #include <cstdint>
 #include <string>
@@ -27,6 +29,7 @@ struct LoaderOptions {
 class TokenFile {
  public:
   TokenFile(const std::string& path, const LoaderOptions& options);  // fails unless batch = ranks * n * micro_batch
+  TokenFile(const std::string& path, const Mesh& mesh, LoaderOptions options);  // rank and ranks are those of mesh.data
 
   /// This rank's micro-batches of the next step, [micro_batch, time] each.
   std::vector<Batch> next();
@@ -35,6 +38,8 @@ class TokenFile {
   int64_t step() const { return consumed_ / options_.batch; }
   int64_t consumed_samples() const { return consumed_; }
   void seek(int64_t consumed_samples);
+  /// The position, for checkpoints; refuses to go on in another shard, or with another seed or time. Refers to this.
+  State state();
   int64_t samples_per_epoch() const { return shard_.tokens() / options_.time; }
   double epoch() const { return static_cast<double>(consumed_) / static_cast<double>(samples_per_epoch()); }
   const TokenShard& shard() const { return shard_; }

@@ -20,6 +20,10 @@ namespace {
 
 constexpr int64_t chunk_bytes = int64_t{4} << 20;
 
+// A file that HDF5 could not close, because the disk is full, crashes its clean-up at exit. We close all that we open
+// and need none; it can only be declined before HDF5's first call.
+[[maybe_unused]] const bool no_cleanup_at_exit = H5dont_atexit() >= 0;
+
 /// An HDF5 identifier; negative where opening failed.
 template <herr_t (*close)(hid_t)>
 class Handle {
@@ -182,8 +186,11 @@ TensorFileWriter::TensorFileWriter(const std::string& path) : path_(path) {
 }
 
 TensorFileWriter::~TensorFileWriter() {
+  if (!file_) return;
   const Quiet quiet;
   file_.reset();
+  // Where that failed HDF5 holds on to the file: its space is given back all the same.
+  [[maybe_unused]] const int emptied = truncate(path_.c_str(), 0);
 }
 
 uint32_t TensorFileWriter::write(const std::string& dataset, const Tensor& tensor) {
@@ -220,6 +227,7 @@ void TensorFileWriter::close() {
   done(H5Fflush(file_->id, H5F_SCOPE_GLOBAL), "write", path_);
   done(H5Fclose(file_->id.release()), "close the file", path_);
   sync(path_);
+  file_.reset();
 }
 
 struct TensorFile::File {

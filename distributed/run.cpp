@@ -84,7 +84,7 @@ void Run::add_flags() {
   if (keeps_folder) {
     flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg",
                {.may_change = true});
-    flags_.add("fresh", options_.fresh, "start anew: what an earlier run left in the folder is deleted",
+    flags_.add("fresh", options_.fresh, "start anew: an earlier run's checkpoints move to checkpoints.1, its metrics go",
                {.may_change = true});
     flags_.add("time-limit", options_.time_limit,
                "stop and save after this time: minutes (90) or 1h30m; saving comes on top", {.may_change = true});
@@ -139,8 +139,7 @@ void Run::start(const RunStart& start) {
                   .seed = options_.seed,
                   .step = start.step,
                   .threads = options_.threads,
-                  .ranks = mesh_.world.size()},
-                 options_.fresh);
+                  .ranks = mesh_.world.size()});
   loss_ = folder_->history("loss");
   validation_loss_ = folder_->history("validation_loss");
   if (start.step > 0) say(fmt::format("going on from step {} in {}", grouped(start.step), options_.out));

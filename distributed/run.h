@@ -77,7 +77,7 @@ class Run {
   uint64_t seed() const { return static_cast<uint64_t>(options_.seed); }
   /// --out
   const std::string& folder() const { return options_.out; }
-  /// --fresh: checkpoints in the folder are not to be loaded; start() deletes them.
+  /// --fresh: checkpoints in the folder are not to be loaded.
   bool fresh() const { return options_.fresh; }
   const Flags& flags() const { return flags_; }
 

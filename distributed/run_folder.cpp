@@ -96,9 +96,9 @@ RunFolder::RunFolder(std::string path) : path_(std::move(path)) {
 }
 
 bool RunFolder::has_checkpoint() const {
-  for (const auto& entry : fs::directory_iterator(path_))
-    if (is_checkpoint(entry)) return true;
-  return false;
+  std::error_code none;
+  const fs::directory_iterator entries(path_ + "/checkpoints", none);
+  return !none && std::any_of(begin(entries), end(entries), is_checkpoint);
 }
 
 std::pair<std::string, std::string> RunFolder::saved() const {
@@ -110,13 +110,7 @@ std::pair<std::string, std::string> RunFolder::saved() const {
   return {json["recipe"].get<std::string>(), json["options"].dump()};
 }
 
-void RunFolder::start(const StartRecord& record, bool fresh) {
-  if (fresh && record.step == 0) {
-    std::vector<fs::path> old;
-    for (const auto& entry : fs::directory_iterator(path_))
-      if (is_checkpoint(entry)) old.push_back(entry.path());
-    for (const fs::path& folder : old) fs::remove_all(folder);
-  }
+void RunFolder::start(const StartRecord& record) {
   cut_metrics(record.step);
   Json starts = Json::array();
   if (std::ifstream file(path_ + "/run.json"); record.step > 0 && file)

@@ -6,7 +6,7 @@
 //                   not finite are the strings "NaN", "Infinity", "-Infinity": valid JSON that Python's float() and
 //                   JavaScript's Number() read
 //   loss.svg        the loss over the steps
-//   step_N/         checkpoints (data/checkpoint.h)
+//   checkpoints/    (data/checkpoint.h)
 //   lock            held while a process runs here, with its number
 #pragma once
 
@@ -50,14 +50,14 @@ class RunFolder {
   explicit RunFolder(std::string path);
 
   const std::string& path() const { return path_; }
-  /// Whether there is a checkpoint, a folder step_N, to go on from.
+  /// Whether there is a checkpoint, a folder checkpoints/step_N, to go on from.
   bool has_checkpoint() const;
   /// The recipe and the options (JSON) that run.json was started with; empty if there is no run.json.
   std::pair<std::string, std::string> saved() const;
 
   /// The run begins, or goes on, after `record.step` steps: metrics of later steps are cut off and run.json is written.
-  /// At step 0 nothing of an earlier run is kept in either; its checkpoints are deleted if `fresh`.
-  void start(const StartRecord& record, bool fresh);
+  /// At step 0 nothing of an earlier run is kept in either.
+  void start(const StartRecord& record);
   /// Appends a line to metrics.jsonl.
   void append(int64_t step, const NamedNumbers& values);
   /// All (step, value) that metrics.jsonl has under a name.

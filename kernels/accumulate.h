@@ -13,4 +13,10 @@ inline void accumulate(const Tensor& from, const Tensor& to) {
   on(to.device(), [&](auto backend) { accumulate(backend, from, to); });
 }
 
+/// Adds in place, as the losses of micro-batches do: loss += backward(model.loss(batch)).
+inline Tensor& operator+=(Tensor& to, const Tensor& from) {
+  accumulate(from, to);
+  return to;
+}
+
 }  // namespace adder

@@ -343,6 +343,7 @@ Tensor causal_conv1d_step(const CausalConv1dStep& step) {
   check(step.x.rank() == 2, "CausalConv1d: x {} of a step is not [batch, channel]", to_string(step.x.shape()));
   check_parameters(step.x, step.weight, step.bias);
   const Shape state{step.x.size(0), step.weight.size(1) - 1, step.x.size(1)};
+  check(step.state.defined(), "CausalConv1d: a step needs a state {}", to_string(state));
   check_operand(step.state, "a state", state, step.x, step.x.dtype());
   const Tensor y(step.x.shape(), step.x.dtype(), step.x.device());
   on(step.x.device(), [&](auto backend) { causal_conv1d_step(backend, step, y); });

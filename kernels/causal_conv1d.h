@@ -2,8 +2,8 @@
 //
 //   s_t[c] = bias[c] + sum_{k = 0}^{width - 1} weight[c, width - 1 - k] x_{t-k}[c],    y_t = silu(s_t) or s_t
 //
-// (Gu & Dao 2023, sec. 3.4.) x_{-1}, x_{-2}, ... are the rows of the initial state, or zero. A document begins where its
-// number differs from the previous token's, so a number may be used again; the tap t-k counts only if no document
+// (Gu & Dao 2023, sec. 3.4.) x_{-1}, x_{-2}, ... are the rows of the initial state, or zero. A document begins where
+// its number differs from the previous token's, so a number may be used again; the tap t-k counts only if no document
 // begins in (t-k, t]. The initial state belongs to the document of the first token. A tap that does not count is not
 // read, so NaN in one document never reaches another.
 //

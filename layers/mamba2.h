@@ -7,6 +7,9 @@
 //   out = out_proj([silu(z0) ⊙ x0 | n])                             z0, x0: the MLP part, if d_ssm < d_inner
 //
 // No part of in_proj's output is copied: its parts are views, and their gradients are written into one buffer.
+//
+// For backward the tape holds, a token, besides u: in_proj's output, 2 d_inner + 2 G N + H numbers; the convolution's
+// output, d_ssm + 2 G N; the SSD's output and the norm's, d_ssm each; and d_ssm N numbers a chunk of states.
 #pragma once
 
 #include "adder/distributed/mesh.h"

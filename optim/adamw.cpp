@@ -49,6 +49,11 @@ AdamW::AdamW(const Params& params, const Mesh& mesh, const AdamWOptions& options
   }
 }
 
+AdamW::AdamW(const Params& params, const AdamWOptions& options) : AdamW(params, Mesh{}, options) {
+  const int64_t processes = Communicator::world().size();
+  check(processes == 1, "AdamW: no mesh was given, but the program has {} processes", processes);
+}
+
 void AdamW::sum_over_processes() const {
   for (const Communicator& group : {mesh_.data, mesh_.sequence})
     for (const ParamBlock& block : params_.blocks())
@@ -103,6 +108,23 @@ void AdamW::restore(const Counts& counts) {
   static_assert(AdamWControls::skipped_in_a_row == AdamWControls::applied + 2);
   copy(from_host({3}, values, DType::f64, params_.device()),
        controls_.slice_first(AdamWControls::applied, AdamWControls::skipped_in_a_row + 1));
+}
+
+State AdamW::state() {
+  State state{.name = "optimizer"};
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    state.tensors.push_back(Piece::like(params_.all()[i], "exp_avg", moments_[i].exp_avg));
+    state.tensors.push_back(Piece::like(params_.all()[i], "exp_avg_sq", moments_[i].exp_avg_sq));
+  }
+  state.save = [this] {
+    const Counts c = counts();
+    return Values{{"applied", c.applied}, {"skipped", c.skipped}, {"skipped_in_a_row", c.skipped_in_a_row}};
+  };
+  state.load = [this](const Values& v) {
+    restore({.applied = value<int64_t>(v, "applied"), .skipped = value<int64_t>(v, "skipped"),
+             .skipped_in_a_row = value<int64_t>(v, "skipped_in_a_row")});
+  };
+  return state;
 }
 
 }  // namespace adder

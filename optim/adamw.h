@@ -15,6 +15,7 @@
 #pragma once
 
 #include "adder/autograd/params.h"
+#include "adder/autograd/state.h"
 #include "adder/distributed/mesh.h"
 
 namespace adder {
@@ -34,20 +35,24 @@ class AdamW {
   /// All parameters must exist by now. Throws if an option is out of range, and (for now) if mesh.tensor has several
   /// members.
   AdamW(const Params& params, const Mesh& mesh, const AdamWOptions& options = {});
+  /// In a program of one process; throws in any other, where it would train each process apart.
+  explicit AdamW(const Params& params, const AdamWOptions& options = {});
 
   /// One update with the gradients collected since the last one, here and on the other processes, which make the same
   /// call. Returns their global norm before clipping, f64 [1].
   Tensor step(double learning_rate, const StepOptions& options = {});
 
-  // State, for checkpoints. Reading the counts waits for the device.
+  /// Moments and counts, for checkpoints. Refers to this optimizer.
+  State state();
 
   struct Moments {
     std::string name;            // of the logical tensor
-    Tensor exp_avg, exp_avg_sq;  // m and v, as Param::value: views to be read, or written when resuming
+    Tensor exp_avg, exp_avg_sq;  // m and v, as Param::value
   };
   /// In the order of Params::all().
   const std::vector<Moments>& moments() const { return moments_; }
 
+  // Reading the counts waits for the device.
   struct Counts {
     int64_t applied = 0, skipped = 0, skipped_in_a_row = 0;  // steps
   };

@@ -70,7 +70,7 @@ TEST_CASE("adamw: twenty steps equal the formula of the paper: decay, lr_scale a
   const double clip = GENERATE(0.0, 3.0);
   const AdamWOptions o{.beta1 = 0.8, .beta2 = 0.9, .eps = 1e-3, .weight_decay = 0.2};
   const Model model;
-  AdamW optimizer(model.params, Mesh{}, o);
+  AdamW optimizer(model.params, o);
   std::array expected{scalars(model.weight), scalars(model.bias), scalars(model.slow)};
   for (int t = 1; t <= 20; ++t) {
     const double rate = 0.1 / t;
@@ -96,7 +96,7 @@ TEST_CASE("adamw: twenty steps equal the formula of the paper: decay, lr_scale a
 TEST_CASE("adamw: a gradient that is not finite changes nothing and is counted") {
   const double bad = GENERATE(values({not_a_number, infinity, -infinity}));
   const Model model;
-  AdamW optimizer(model.params, Mesh{});
+  AdamW optimizer(model.params);
   const auto state = [&] {
     std::vector<Tensor> s;
     for (const Tensor& t : model.all()) s.push_back(clone(t));
@@ -123,7 +123,7 @@ TEST_CASE("adamw: a gradient that is not finite changes nothing and is counted")
 
 TEST_CASE("adamw: gradients are cleared by a step, and a parameter that got none has a zero gradient") {
   const Model model;
-  AdamW optimizer(model.params, Mesh{}, {.weight_decay = 0});
+  AdamW optimizer(model.params, {.weight_decay = 0});
   give(model.weight, full({7, 3}, 2, DType::f64));
   give(model.weight, full({7, 3}, 1, DType::f64));
   CHECK(item(optimizer.step(0.1, {.clip = 0})) == Approx(3 * std::sqrt(21.0)));
@@ -136,7 +136,7 @@ TEST_CASE("adamw: gradients are cleared by a step, and a parameter that got none
 
 TEST_CASE("adamw: moments and counts restored in a second optimizer continue bit for bit") {
   const Model a, b;
-  AdamW first(a.params, Mesh{}), second(b.params, Mesh{});
+  AdamW first(a.params), second(b.params);
   const auto step = [](const Model& model, AdamW& optimizer, uint64_t seed) {
     for (const Tensor& p : model.all()) give(p, random_normal(p.shape(), seed));
     optimizer.step(0.05);
@@ -162,7 +162,7 @@ TEST_CASE("adamw: parts of a packed parameter keep their own decay") {
   const Init one = init::constant(1);
   const Tensor packed =
       params.create_packed("in_proj", 2, {{"x", 3, one, {}}, {"dt", 1, one, {.decay = false}}, {"z", 2, one, {}}});
-  AdamW optimizer(params, Mesh{}, {.weight_decay = 0.5});
+  AdamW optimizer(params, {.weight_decay = 0.5});
   optimizer.step(0.1);
   CHECK(to_host(packed) == std::vector<double>{.95, .95, .95, .95, .95, .95, 1, 1, .95, .95, .95, .95});
   CHECK(optimizer.moments().size() == 3);
@@ -170,14 +170,14 @@ TEST_CASE("adamw: parts of a packed parameter keep their own decay") {
 
 TEST_CASE("adamw: parameters made after the optimizer, and options out of range, are refused") {
   Model model;
-  AdamW optimizer(model.params, Mesh{});
+  AdamW optimizer(model.params);
   CHECK_THROWS_WITH(optimizer.step(not_a_number), "AdamW: learning rate nan");
   CHECK_THROWS_WITH(optimizer.step(0.1, {.clip = -1}), "AdamW: gradients cannot be clipped to a norm of -1");
   model.params.create("late", {1}, init::constant(0));
   CHECK_THROWS_WITH(optimizer.step(0.1), "AdamW: made for 3 parameters, but now there are 4");
-  CHECK_THROWS_AS(AdamW(model.params, Mesh{}, {.beta1 = 1}), Error);
-  CHECK_THROWS_AS(AdamW(model.params, Mesh{}, {.eps = 0}), Error);
-  CHECK_THROWS_AS(AdamW(model.params, Mesh{}, {.weight_decay = -0.1}), Error);
+  CHECK_THROWS_AS(AdamW(model.params, {.beta1 = 1}), Error);
+  CHECK_THROWS_AS(AdamW(model.params, {.eps = 0}), Error);
+  CHECK_THROWS_AS(AdamW(model.params, {.weight_decay = -0.1}), Error);
 }
 
 TEST_CASE("adamw: the f32 update follows f64, and the bf16 copy is the rounded parameter") {

@@ -387,7 +387,10 @@ TEST_CASE("causal_conv1d: bad operands are named") {
         "CausalConv1d: x [2, 6, 5] needs document [2, 6], not [2, 5]");
   CHECK(message([](Conv& c) { c.document = zeros({2, 6}); }) == "CausalConv1d: document holds f32, not i32");
   CHECK(message([](Conv& c) { c.bias = to(c.bias, DType::f32); }) == "CausalConv1d: bias holds f32, not f64");
-  const CausalConv1dStep step{.x = zeros({2, 5}), .state = zeros({2, 4, 5}), .weight = zeros({5, 4})};
+  CausalConv1dStep step{.x = zeros({2, 5}), .state = zeros({2, 4, 5}), .weight = zeros({5, 4})};
   CHECK_THROWS_WITH(causal_conv1d_step(step),
                     Catch::Matchers::Equals("CausalConv1d: x [2, 5] needs a state [2, 3, 5], not [2, 4, 5]"));
+  step.state = {};
+  CHECK_THROWS_WITH(causal_conv1d_step(step),
+                    Catch::Matchers::Equals("CausalConv1d: a step needs a state [2, 3, 5]"));
 }

@@ -168,7 +168,7 @@ TEST_CASE("run: values that are not finite are valid JSON") {
   const Folder folder;
   {
     RunFolder files(folder.path);
-    files.start({.recipe = "train", .options = "{}"}, false);
+    files.start({.recipe = "train", .options = "{}"});
     files.append(1, {{"loss", std::nan("")}, {"a", infinity}, {"b", -infinity}, {"c \"quoted\"", 1e300}});
     CHECK(std::isnan(files.history("loss").at(0).second));
   }
@@ -184,13 +184,13 @@ TEST_CASE("run: going on cuts the metrics of later steps and what was half writt
   const Folder folder;
   {
     RunFolder files(folder.path);
-    files.start({.recipe = "train", .command = "first", .options = "{}"}, false);
+    files.start({.recipe = "train", .command = "first", .options = "{}"});
     for (int step = 1; step <= 5; ++step) files.append(step, {{"loss", 1.0 / step}});
   }
   std::ofstream(folder.path + "/metrics.jsonl", std::ios::app) << "{\"step\": 2, \"lo";
   {
     RunFolder files(folder.path);
-    files.start({.recipe = "train", .command = "second", .options = "{}", .step = 3}, false);
+    files.start({.recipe = "train", .command = "second", .options = "{}", .step = 3});
     CHECK(files.history("loss").size() == 3);
     files.append(4, {{"loss", 9.0}});
     CHECK(files.history("loss").back() == std::pair(4.0, 9.0));
@@ -207,7 +207,7 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
     Program program;
     program.run(folder.path)->start({.step = 0, .steps = 10});
     program.run(folder.path, {"--rate", "0.2"});  // no checkpoint: nothing to go on from
-    fs::create_directory(folder.path + "/step_4");
+    fs::create_directories(folder.path + "/checkpoints/step_4");
     program.run(folder.path, {"--steps", "20", "--save-every", "5"});  // may change
     CHECK_THROWS_WITH(program.run(folder.path, {"--rate", "0.3", "--seed", "2"}),
                       fmt::format("the run in {} cannot go on with other flags: --rate was 0.1 and is now 0.3, "
@@ -216,16 +216,13 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
                                   folder.path));
     const auto fresh = program.run(folder.path, {"--rate", "0.3", "--fresh"});
     CHECK(fresh->fresh());
-    CHECK(fs::exists(folder.path + "/step_4"));  // until the run starts
-    fresh->start({.step = 0, .steps = 10});
-    CHECK_FALSE(fs::exists(folder.path + "/step_4"));
   });
 }
 
 TEST_CASE("run: a folder of another recipe, a damaged run.json and a file in the way are refused") {
   const Folder folder;
   Program program;
-  fs::create_directories(folder.path + "/step_4");
+  fs::create_directories(folder.path + "/checkpoints/step_4");
   std::ofstream(folder.path + "/run.json") << R"({"recipe": "other", "options": {}})";
   CHECK_THROWS_WITH(program.run(folder.path), ContainsSubstring("holds a run of other, not of train"));
   std::ofstream(folder.path + "/run.json") << R"({"recipe": "tr)";

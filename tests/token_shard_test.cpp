@@ -2,7 +2,7 @@
 #include "adder/data/token_shard.h"
 
 #include "catch.h"
-#include "temporary_folder.h"
+#include "adder/tests/temporary_folder.h"
 
 #include <hdf5.h>
 

@@ -3,7 +3,7 @@
 #include "adder/data/tokenize.h"
 
 #include "catch.h"
-#include "temporary_folder.h"
+#include "adder/tests/temporary_folder.h"
 
 #include <set>
 

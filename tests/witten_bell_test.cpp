@@ -4,7 +4,7 @@
 #include "adder/data/witten_bell.h"
 
 #include "catch.h"
-#include "temporary_folder.h"
+#include "adder/tests/temporary_folder.h"
 
 #include <cmath>
 #include <map>

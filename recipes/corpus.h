@@ -1,0 +1,45 @@
+// From text to a training and a validation shard, once: found again, they are used as they are.
+#pragma once
+
+#include "adder/data/machine_text.h"
+#include "adder/data/token_shard.h"
+#include "adder/data/tokenize.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace adder {
+
+struct Corpus {
+  std::string train, validation;  // shards
+};
+
+/// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
+/// any, from text found on this machine. `say` hears what happens.
+inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
+                             const std::function<void(const std::string&)>& say) {
+  const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
+  if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) return corpus;
+  std::filesystem::create_directories(folder);
+  if (text.empty()) {
+    text = {folder + "/text.jsonl.zst"};
+    say("gathering text from this machine");
+    for (const SourceReport& source : write_machine_text(text[0], {.repository = std::filesystem::exists("CMakeLists.txt") ? "." : ""}))
+      say("  " + source.line());
+  }
+  int64_t next = 64'000'000;
+  const TokenizeReport report = tokenize(text, corpus.train, corpus.validation, {.validation = validation_share}, [&](const TextProgress& p) {
+    if (p.read_bytes < next) return;
+    next += 64'000'000;
+    say(fmt::format("  {:.0f} MB of {:.0f} MB read", static_cast<double>(p.read_bytes) / 1e6, static_cast<double>(p.total_bytes) / 1e6));
+  });
+  say(fmt::format("{}: {:.2f} MB of text, {} documents to train on, {} to validate", folder,
+                  static_cast<double>(report.text.text_bytes) / 1e6, report.train_documents, report.validation_documents));
+  return corpus;
+}
+
+}  // namespace adder

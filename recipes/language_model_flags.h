@@ -1,0 +1,42 @@
+// The flags of a language model's shape, shared by the recipes that train one and those that read it back.
+#pragma once
+
+#include "adder/distributed/flags.h"
+#include "adder/layers/language_model.h"
+
+namespace adder {
+
+inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
+  layers::Mamba2Options& m = o.mixer;
+  flags.group("Model");
+  flags.add("layers", o.layers, "blocks", {.min = 1});
+  flags.add("d-model", m.d_model, "width of the residual stream", {.min = 1});
+  flags.add("d-state", m.d_state, "state size N of every channel", {.min = 1});
+  flags.add("d-conv", m.d_conv, "width of the convolution", {.min = 1});
+  flags.add("expand", m.expand, "inner channels over d-model", {.min = 1});
+  flags.add("head-dim", m.head_dim, "channels P of a head", {.min = 1});
+  flags.add("groups", m.groups, "groups of B and C; divides the heads", {.min = 1});
+  flags.add("d-ssm", m.d_ssm, "inner channels through the SSD, the rest is a gated MLP; 0: all", {.min = 0});
+  flags.add("norm-groups", m.norm_groups, "groups of the gated norm; 0: as --groups", {.min = 0});
+  flags.add("rms-norm", m.rms_norm, "normalise before the output projection");
+  flags.add("norm-before-gate", m.norm_before_gate, "normalise, then gate");
+  flags.add("d-per-channel", m.D_per_channel, "a skip weight D per channel instead of per head");
+  flags.add("bias", m.bias, "biases in the projections");
+  flags.add("conv-bias", m.conv_bias, "bias of the convolution");
+  flags.add("a-min", m.A_min, "least initial -A", {.min = 1e-6});
+  flags.add("a-max", m.A_max, "largest initial -A", {.min = 1e-6});
+  flags.add("dt-init-min", m.dt_init_min, "least initial time step", {.min = 1e-9});
+  flags.add("dt-init-max", m.dt_init_max, "largest initial time step", {.min = 1e-9});
+  flags.add("dt-min", m.dt_min, "lower limit of the time step", {.min = 0});
+  flags.add("dt-max", m.dt_max, "upper limit of the time step", {.min = 0});
+  flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel", {.min = 0, .may_change = true});
+  flags.add("d-intermediate", o.d_intermediate, "width of a gated MLP after every mixer; 0: none", {.min = 0});
+  flags.add("tied", o.tied, "the output shares the embedding");
+  flags.add("eps", m.eps, "epsilon of the gated norms", {.min = 0});
+  flags.add("norm-eps", o.eps, "epsilon of the other norms", {.min = 0});
+  flags.add("dropout", o.dropout, "of each block's output, in training", {.min = 0, .max = 0.999});
+  flags.add("z-loss", o.z_loss, "weight of the squared log-normaliser in the loss", {.min = 0});
+  flags.add("recompute", o.recompute, "keep only each block's input for backward: less memory, a third more time", {.may_change = true});
+}
+
+}  // namespace adder

@@ -1,0 +1,110 @@
+// train: pretrain a Mamba-2 language model on text, resume it, validate it.
+#include "adder/core/error.h"
+#include "adder/data/checkpoint.h"
+#include "adder/data/witten_bell.h"
+#include "adder/distributed/run.h"
+#include "adder/kernels/accumulate.h"
+#include "adder/optim/adamw.h"
+#include "adder/optim/schedule.h"
+#include "adder/recipes/corpus.h"
+#include "adder/recipes/language_model_flags.h"
+#include "adder/recipes/validation.h"
+
+#include <cmath>
+#include <numbers>
+
+using namespace adder;
+using layers::LanguageModel;
+
+struct Options {
+  std::vector<std::string> text = {};
+  std::string data = "";
+  double validation_share = 0.05;
+  int64_t steps = 1'200, batch = 16, micro_batch = 16, time = 256;
+  std::string schedule = "cosine";
+  double learning_rate = 3e-3, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
+  double beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1, clip = 1;
+  int64_t validation_tokens = 100'000;
+  layers::LanguageModelOptions model = {.layers = 4, .mixer = {.d_model = 192, .d_state = 32, .head_dim = 32}};
+};
+
+Flags flags(Options& o) {
+  Flags flags("Trains a Mamba-2 language model on text: yours (--text), or what is found on this machine. Bytes are its tokens. "
+              "Ctrl-C saves; the same command goes on.", "./adder train --text ~/notes --steps 5000 --out runs/notes");
+  flags.group("Text");
+  flags.add("text", o.text, "folders, .jsonl[.zst] or text files; none: text found on this machine");
+  flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data", {.may_change = true});
+  flags.add("validation-share", o.validation_share, "share of the documents kept for validation", {.min = 1e-6, .max = 0.9});
+  flags.add("validation-tokens", o.validation_tokens, "tokens of the validations on the way; the last one takes all", {.min = 1, .may_change = true});
+  add_flags(flags, o.model);
+  flags.group("Training");
+  flags.add("steps", o.steps, "optimizer steps", {.min = 1});
+  flags.add("batch", o.batch, "sequences a step", {.min = 1});
+  flags.add("micro-batch", o.micro_batch, "sequences a forward pass; gradients add up", {.min = 1, .may_change = true});
+  flags.add("time", o.time, "tokens a sequence", {.min = 1});
+  flags.add("learning-rate", o.learning_rate, "at its peak", {.min = 0});
+  flags.add("final-learning-rate", o.final_learning_rate, "at the end", {.min = 0});
+  flags.add("schedule", o.schedule, "how the rate falls", {.choices = {"cosine", "linear", "constant", "wsd"}});
+  flags.add("warmup", o.warmup, "share of the steps in which the rate rises", {.min = 0, .max = 1});
+  flags.add("decay", o.decay, "share of the steps in which a wsd schedule falls", {.min = 0, .max = 1});
+  flags.add("beta1", o.beta1, "AdamW's", {.min = 0, .max = 0.999999});
+  flags.add("beta2", o.beta2, "AdamW's", {.min = 0, .max = 0.999999});
+  flags.add("weight-decay", o.weight_decay, "of matrices, not of A_log, D, dt_bias, norms and biases", {.min = 0});
+  flags.add("clip", o.clip, "largest global norm of the gradients; 0: any", {.min = 0});
+  return flags;
+}
+
+Schedule schedule(const Options& o) {
+  const auto share = [&](double part) { return static_cast<int64_t>(std::llround(part * static_cast<double>(o.steps))); };
+  const Schedule schedule{.kind = schedule_kind(o.schedule), .peak = o.learning_rate, .floor = o.final_learning_rate,
+                          .warmup_steps = share(o.warmup), .steps = o.steps, .decay_steps = share(o.decay)};
+  schedule.validate();
+  return schedule;
+}
+
+int main(int argc, char** argv) try {
+  Options o;
+  Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 200, .save_every = 200});
+  const Schedule rate = schedule(o);
+  const Corpus corpus = prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share,
+                                       [&](const std::string& line) { run.say(line); });
+  const ByteTokenizer tokenizer;
+  o.model.vocabulary = tokenizer.vocabulary();
+
+  Params params(run.device(), {.seed = run.seed()});
+  const LanguageModel model(params, run.mesh(), o.model);
+  AdamW optimizer(params, {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
+  TokenFile data(corpus.train, {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
+  const HeldOut some(corpus.validation, {.batch = o.micro_batch, .time = o.time, .tokens = o.validation_tokens, .tokenizer = tokenizer.name()});
+  Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh()});  // resumes here
+
+  run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
+                      static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
+  run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
+  while (data.step() < o.steps && !run.stopping()) {
+    const double learning_rate = rate(data.step());
+    Tensor loss = zeros({1}, DType::f32, run.device());
+    for (const Batch& batch : data.next()) loss += backward(model.loss(batch));
+    const Tensor norm = optimizer.step(learning_rate, {.clip = o.clip});
+    run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", static_cast<double>(optimizer.skipped())}});
+    check(optimizer.skipped_in_a_row() < 10, "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
+          data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
+    if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some).nats_per_token}});
+    if (run.should_save(data.step())) checkpoint.save(data.step());
+  }
+  checkpoint.save(data.step());
+
+  if (data.step() == o.steps) {
+    run.say("validating on all held-out text");
+    const Validation v = validate(model, HeldOut(corpus.validation, {.batch = o.micro_batch, .time = o.time, .tokenizer = tokenizer.name()}));
+    std::vector<Logged> by_source = {{"validation_nats_per_byte", v.nats_per_byte}};
+    for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
+    run.log(data.step(), by_source);
+    const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
+    run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})", v.nats_per_byte,
+                        v.nats_per_byte / std::numbers::ln2, counts));
+  }
+  run.finish();
+} catch (...) {
+  return adder::exit_status();
+}
