@@ -55,8 +55,8 @@ class Communicator {
   /// Every member's text, by rank.
   std::vector<std::string> exchange(const std::string& text) const;
 
-  /// The same group, moving at most so many elements from each member in one call of MPI. The least there is to say of
-  /// its size: a chunk's sum should find its numbers in the cache.
+  /// The same group, moving at most so many elements from each member in one call of MPI. The numbers that arrive do not
+  /// depend on it.
   Communicator with_chunk(int64_t elements) const;
 
  private:
@@ -68,7 +68,7 @@ class Communicator {
 
   std::shared_ptr<const Group> group_;  // none: this process alone
   int64_t rank_ = 0, size_ = 1;
-  int64_t chunk_ = int64_t{1} << 18;
+  int64_t chunk_ = int64_t{1} << 18;  // 1 MiB of f32: the sum finds it in the cache
 };
 
 }  // namespace adder
