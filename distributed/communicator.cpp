@@ -38,29 +38,24 @@ void require_parts(const char* what, const Tensor& part, const Tensor& whole, in
 char* bytes_of(const Tensor& x) { return static_cast<char*>(x.address()); }
 int as_int(int64_t n) { return static_cast<int>(n); }
 
-/// `bytes` side by side, the next ones `stride` bytes further: strides beyond 2^31 that an array of int cannot say.
-class Strided {
- public:
-  Strided(int64_t bytes, int64_t stride) {
-    MPI_Datatype block;
-    check_mpi(MPI_Type_contiguous(as_int(bytes), MPI_BYTE, &block), "MPI_Type_contiguous");
-    check_mpi(MPI_Type_create_resized(block, 0, stride, &type_), "MPI_Type_create_resized");
-    check_mpi(MPI_Type_commit(&type_), "MPI_Type_commit");
-    MPI_Type_free(&block);
-  }
-  ~Strided() { MPI_Type_free(&type_); }
-  Strided(const Strided&) = delete;
-  Strided& operator=(const Strided&) = delete;
-  MPI_Datatype get() const { return type_; }
-
- private:
-  MPI_Datatype type_;
-};
-
 /// Calls f(begin, count) for the chunks of n elements.
 template <class F>
 void chunks(int64_t n, int64_t chunk, F&& f) {
   for (int64_t begin = 0; begin < n; begin += chunk) f(begin, std::min(chunk, n - begin));
+}
+
+/// Sends `bytes` from out(r) to every other member r and receives as many from it at in(r). Messages of our own: Open
+/// MPI 4.1 hangs in its collectives when pieces lie 2^31 bytes apart.
+template <class Out, class In>
+void trade(MPI_Comm group, int64_t rank, int64_t size, int64_t bytes, Out&& out, In&& in) {
+  std::vector<MPI_Request> requests(static_cast<size_t>(2 * (size - 1)));
+  auto request = requests.begin();
+  for (int64_t k = 1; k < size; ++k) {
+    const int64_t from = (rank + size - k) % size, to = (rank + k) % size;
+    check_mpi(MPI_Irecv(in(from), as_int(bytes), MPI_BYTE, as_int(from), 0, group, &*request++), "MPI_Irecv");
+    check_mpi(MPI_Isend(out(to), as_int(bytes), MPI_BYTE, as_int(to), 0, group, &*request++), "MPI_Isend");
+  }
+  check_mpi(MPI_Waitall(as_int(requests.size()), requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
 }
 
 double wide(float x) { return x; }
@@ -72,18 +67,18 @@ void round_to(double& to, double x) { to = x; }
 void round_to(bf16& to, double x) { to = to_bf16(static_cast<float>(x)); }
 void round_to(int32_t& to, int64_t x) { to = static_cast<int32_t>(x); }
 
-// to[i] = the sum (or maximum) of rows[r][i] over r, from the first row on.
+// to[i] = the sum (or maximum) of rows[r][i] over r, from the first row on. One of the rows may be `to`.
 template <class T>
-void reduce_rows(const T* rows, int64_t count, int64_t n, Reduce reduce, T* to) {
+void reduce_rows(const std::vector<const T*>& rows, int64_t n, Reduce reduce, T* to) {
   constexpr int64_t tile = 1024;
   using Wide = decltype(wide(T{}));
-#pragma omp parallel for if (count * n > 1 << 15)
+#pragma omp parallel for if (static_cast<int64_t>(rows.size()) * n > 1 << 15)
   for (int64_t begin = 0; begin < n; begin += tile) {
     Wide sum[tile];
     const int64_t width = std::min(tile, n - begin);
-    for (int64_t i = 0; i < width; ++i) sum[i] = wide(rows[begin + i]);
-    for (int64_t r = 1; r < count; ++r) {
-      const T* row = rows + r * n + begin;
+    for (int64_t i = 0; i < width; ++i) sum[i] = wide(rows[0][begin + i]);
+    for (size_t r = 1; r < rows.size(); ++r) {
+      const T* row = rows[r] + begin;
       if (reduce == Reduce::sum)
         for (int64_t i = 0; i < width; ++i) sum[i] += wide(row[i]);
       else
@@ -93,10 +88,13 @@ void reduce_rows(const T* rows, int64_t count, int64_t n, Reduce reduce, T* to) 
   }
 }
 
-void reduce_rows(const Tensor& rows, int64_t n, Reduce reduce, char* to) {
-  const int64_t count = rows.size(0);
-  const auto run = [&]<class T>(T) { reduce_rows(rows.data<T>(), count, n, reduce, reinterpret_cast<T*>(to)); };
-  switch (rows.dtype()) {
+void reduce_rows(const std::vector<const char*>& rows, DType type, int64_t n, Reduce reduce, char* to) {
+  const auto run = [&]<class T>(T) {
+    std::vector<const T*> typed;
+    for (const char* row : rows) typed.push_back(reinterpret_cast<const T*>(row));
+    reduce_rows(typed, n, reduce, reinterpret_cast<T*>(to));
+  };
+  switch (type) {
     case DType::f32: return run(float{});
     case DType::f64: return run(double{});
     case DType::bf16: return run(bf16{});
@@ -142,34 +140,38 @@ Communicator Communicator::with_chunk(int64_t elements) const {
 
 // Every member's `count` elements, the own ones from `part`, side by side in `whole`.
 void Communicator::gather(const char* part, char* whole, int64_t count, int64_t bytes) const {
-  const bool in_place = part == whole + rank_ * count * bytes;
+  const auto piece = [&](int64_t r) { return whole + r * count * bytes; };
+  if (part != piece(rank_)) std::memcpy(piece(rank_), part, static_cast<size_t>(count * bytes));
   chunks(count, chunk_, [&](int64_t begin, int64_t n) {
-    const Strided to(n * bytes, count * bytes);
-    const void* from = in_place ? MPI_IN_PLACE : part + begin * bytes;
-    check_mpi(MPI_Allgather(from, as_int(n * bytes), MPI_BYTE, whole + begin * bytes, 1, to.get(), group_->handle),
-              "MPI_Allgather");
+    trade(group_->handle, rank_, size_, n * bytes, [&](int64_t) { return part + begin * bytes; },
+          [&](int64_t r) { return piece(r) + begin * bytes; });
   });
 }
 
-// part = this member's piece of the sum; `whole` holds size pieces, each of part's elements.
+// part = this member's piece of the sum; `whole` holds size pieces, each of part's elements. Part may be that piece.
 void Communicator::scatter_sum(const Tensor& whole, const Tensor& part, Reduce reduce) const {
   const int64_t bytes = size_of(part.dtype()), count = part.count();
-  if (count == 0) return;
   const Tensor received({size_, std::min(chunk_, count)}, part.dtype());
   chunks(count, chunk_, [&](int64_t begin, int64_t n) {
-    const Strided from(n * bytes, count * bytes);
-    check_mpi(MPI_Alltoall(bytes_of(whole) + begin * bytes, 1, from.get(), bytes_of(received), as_int(n * bytes),
-                           MPI_BYTE, group_->handle), "MPI_Alltoall");
-    reduce_rows(received, n, reduce, bytes_of(part) + begin * bytes);
+    const auto arriving = [&](int64_t r) { return bytes_of(received) + r * n * bytes; };
+    const auto piece = [&](int64_t r) { return bytes_of(whole) + (r * count + begin) * bytes; };
+    trade(group_->handle, rank_, size_, n * bytes, piece, arriving);
+    std::vector<const char*> rows;
+    for (int64_t r = 0; r < size_; ++r) rows.push_back(r == rank_ ? piece(r) : arriving(r));
+    reduce_rows(rows, part.dtype(), n, reduce, bytes_of(part) + begin * bytes);
   });
 }
 
 // Reduces few elements, or those that do not divide: every member gathers and adds all of them.
 void Communicator::reduce_tail(const Tensor& x, Reduce reduce) const {
-  if (x.count() == 0) return;
+  const int64_t bytes = x.count() * size_of(x.dtype());
+  if (bytes == 0) return;
   const Tensor all({size_, x.count()}, x.dtype());
-  gather(bytes_of(x), bytes_of(all), x.count(), size_of(x.dtype()));
-  reduce_rows(all, x.count(), reduce, bytes_of(x));
+  check_mpi(MPI_Allgather(bytes_of(x), as_int(bytes), MPI_BYTE, bytes_of(all), as_int(bytes), MPI_BYTE, group_->handle),
+            "MPI_Allgather");
+  std::vector<const char*> rows;
+  for (int64_t r = 0; r < size_; ++r) rows.push_back(bytes_of(all) + r * bytes);
+  reduce_rows(rows, x.dtype(), x.count(), reduce, bytes_of(x));
 }
 
 void Communicator::all_reduce(const Tensor& x, Reduce reduce) const {

@@ -68,7 +68,7 @@ class Communicator {
 
   std::shared_ptr<const Group> group_;  // none: this process alone
   int64_t rank_ = 0, size_ = 1;
-  int64_t chunk_ = int64_t{1} << 18;  // 1 MiB of f32: the sum finds it in the cache
+  int64_t chunk_ = int64_t{1} << 19;  // a reduction needs room for so many elements from each member
 };
 
 }  // namespace adder
