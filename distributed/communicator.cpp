@@ -190,8 +190,9 @@ void Communicator::all_reduce(const Tensor& x, Reduce reduce) const {
 
 void Communicator::all_gather(const Tensor& part, const Tensor& whole) const {
   require_parts("all_gather", part, whole, size_);
-  if (size_ > 1) gather(bytes_of(part), bytes_of(whole), part.count(), size_of(part.dtype()));
-  else if (bytes_of(part) != bytes_of(whole)) std::memcpy(bytes_of(whole), bytes_of(part), part.count() * size_of(part.dtype()));
+  const int64_t bytes = size_of(part.dtype());
+  if (size_ > 1) gather(bytes_of(part), bytes_of(whole), part.count(), bytes);
+  else if (bytes_of(part) != bytes_of(whole)) std::memcpy(bytes_of(whole), bytes_of(part), part.count() * bytes);
 }
 
 void Communicator::reduce_scatter(const Tensor& whole, const Tensor& part) const {

@@ -7,9 +7,9 @@
 #include "adder/layers/language_model.h"
 #include "adder/optim/adamw.h"
 #include "adder/optim/schedule.h"
+#include "adder/tests/temporary_folder.h"
 
 #include "catch.h"
-#include "temporary_folder.h"
 
 #include <cmath>
 #include <limits>
