@@ -5,6 +5,8 @@ find_package(fmt REQUIRED)
 find_package(ZLIB REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
+set(MPI_CXX_SKIP_MPICXX ON)  # the C interface: the one for C++ is gone from newer MPIs
+find_package(MPI REQUIRED COMPONENTS CXX)
 
 # OpenBLAS built on OpenMP shares our thread pool: a product inside a parallel region stays on its thread.
 find_library(ADDER_OPENBLAS openblas PATH_SUFFIXES openblas-openmp REQUIRED)
@@ -19,5 +21,5 @@ if(NOT TARGET adder::third_party)
   add_library(adder::third_party INTERFACE IMPORTED GLOBAL)
   target_include_directories(adder::third_party INTERFACE ${ADDER_CBLAS_INCLUDE} ${ADDER_HDF5_INCLUDE})
   target_link_libraries(adder::third_party INTERFACE ${ADDER_OPENBLAS} ${ADDER_HDF5} ${ADDER_ZSTD}
-    ZLIB::ZLIB CLI11::CLI11 nlohmann_json::nlohmann_json Threads::Threads)
+    ZLIB::ZLIB CLI11::CLI11 nlohmann_json::nlohmann_json MPI::MPI_CXX Threads::Threads)
 endif()

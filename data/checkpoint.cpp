@@ -87,6 +87,10 @@ struct Checkpoint::Lock {
   int id;
 };
 
+CheckpointRanks checkpoint_ranks(const Communicator& world) {
+  return {world.rank(), world.size(), [world](const std::string& own) { return world.exchange(own); }};
+}
+
 Checkpoint::Checkpoint(const std::string& run_folder, std::vector<State> states, CheckpointOptions options)
     : run_folder_(run_folder),
       folder_(layout::folder(run_folder)),

@@ -13,6 +13,7 @@
 
 #include "adder/autograd/state.h"
 #include "adder/data/restore.h"
+#include "adder/distributed/communicator.h"
 
 #include <functional>
 #include <memory>
@@ -31,6 +32,8 @@ struct CheckpointRanks {
     return std::vector<std::string>{own};
   };
 };
+
+CheckpointRanks checkpoint_ranks(const Communicator& world);
 
 struct CheckpointOptions {
   bool fresh = false;  // do not resume: existing checkpoints move to RUN/checkpoints.1 (.2, ...)

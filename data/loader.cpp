@@ -65,6 +65,9 @@ class Rows {
 
 }  // namespace
 
+TokenFile::TokenFile(const std::string& path, const Mesh& mesh, LoaderOptions options)
+    : TokenFile(path, (options.rank = mesh.data.rank(), options.ranks = mesh.data.size(), options)) {}
+
 TokenFile::TokenFile(const std::string& path, const LoaderOptions& options)
     : options_(options), shard_(path, options.tokenizer), random_(options.seed, "samples") {
   const auto& o = options_;

@@ -5,6 +5,7 @@
 #include "adder/core/batch.h"
 #include "adder/core/random.h"
 #include "adder/data/token_shard.h"
+#include "adder/distributed/mesh.h"
 
 #include <cstdint>
 #include <string>
@@ -28,6 +29,7 @@ struct LoaderOptions {
 class TokenFile {
  public:
   TokenFile(const std::string& path, const LoaderOptions& options);  // fails unless batch = ranks * n * micro_batch
+  TokenFile(const std::string& path, const Mesh& mesh, LoaderOptions options);  // rank and ranks are those of mesh.data
 
   /// This rank's micro-batches of the next step, [micro_batch, time] each.
   std::vector<Batch> next();

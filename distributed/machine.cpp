@@ -1,5 +1,6 @@
 #include "adder/distributed/machine.h"
 
+#include <fmt/format.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/utsname.h>
@@ -60,7 +61,25 @@ int64_t allowed_cores() {
   return quota > 0 ? std::clamp<int64_t>(std::llround(std::ceil(quota)), 1, cores) : cores;
 }
 
-int64_t default_threads() { return std::getenv("OMP_NUM_THREADS") ? omp_get_max_threads() : allowed_cores(); }
+std::string affinity() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return fmt::format("0-{}", omp_get_num_procs() - 1);
+  std::string text;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &set)) continue;
+    const int first = core;
+    while (core + 1 < CPU_SETSIZE && CPU_ISSET(core + 1, &set)) ++core;
+    text += fmt::format("{}{}", text.empty() ? "" : ",", first);
+    if (core > first) text += fmt::format("-{}", core);
+  }
+  return text;
+}
+
+int64_t default_threads(int64_t sharing) {
+  if (std::getenv("OMP_NUM_THREADS")) return omp_get_max_threads();
+  return std::max<int64_t>(1, allowed_cores() / std::max<int64_t>(1, sharing));
+}
 
 std::string processor_name() {
   std::string line;

@@ -8,8 +8,11 @@ namespace adder {
 
 /// Cores this process may use: by its affinity mask or its control group's quota (rounded up), whichever is less.
 int64_t allowed_cores();
-/// The number OpenMP starts with: OMP_NUM_THREADS where it is set, else the allowed cores.
-int64_t default_threads();
+/// The cores of the affinity mask: "0-3,8".
+std::string affinity();
+/// The number OpenMP starts with: OMP_NUM_THREADS where it is set, else the allowed cores over the processes of this
+/// program that share them, at least 1.
+int64_t default_threads(int64_t sharing = 1);
 /// "Intel(R) Xeon(R) ...", or the machine's architecture where /proc/cpuinfo has no name.
 std::string processor_name();
 std::string host_name();

@@ -3,21 +3,19 @@
 #include "adder/core/error.h"
 
 namespace adder {
-namespace {
 
-void require_contiguous(const char* what, const Tensor& x) {
-  check(x.defined(), "{}: the tensor is undefined", what);
-  check(x.contiguous(), "{}: tensor {} has rows of {} elements {} apart; a collective needs them side by side", what,
-        to_string(x.shape()), x.row(), x.pitch());
-}
-
-}  // namespace
-
-void Communicator::all_reduce(const Tensor& x, Reduce) const { require_contiguous("all_reduce", x); }
-
-void Communicator::broadcast(const Tensor& x, int64_t root) const {
-  require_contiguous("broadcast", x);
-  check(root >= 0 && root < size(), "broadcast: root {} of {} processes", root, size());
+Mesh::Mesh(const Communicator& all, const MeshSizes& sizes) : world(all) {
+  const int64_t processes = all.size();
+  check(sizes.data >= 0 && sizes.tensor >= 1 && sizes.sequence >= 1, "a mesh of {} x {} x {} processes", sizes.data,
+        sizes.tensor, sizes.sequence);
+  const int64_t rest = sizes.tensor * sizes.sequence, copies = sizes.data > 0 ? sizes.data : processes / rest;
+  check(copies * rest == processes,
+        "{} processes cannot be cut into data {} x tensor {} x sequence {}; start as many as these multiply to",
+        processes, copies, sizes.tensor, sizes.sequence);
+  const int64_t rank = all.rank(), t = rank % sizes.tensor, s = rank / sizes.tensor % sizes.sequence, d = rank / rest;
+  data = world.split(rank % rest, d);
+  tensor = world.split(rank / sizes.tensor, t);
+  sequence = world.split(d * sizes.tensor + t, s);
 }
 
 }  // namespace adder

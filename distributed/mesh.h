@@ -2,34 +2,27 @@
 // written once, in its parallel form, and a communicator of size 1 does nothing.
 #pragma once
 
-#include "adder/core/tensor.h"
-
-#include <cstdint>
+#include "adder/distributed/communicator.h"
 
 namespace adder {
 
-enum class Reduce : unsigned char { sum, max };
-
-/// A group of processes. Collectives work in place on contiguous tensors; every member calls them in the same order.
-class Communicator {
- public:
-  int64_t rank() const { return 0; }
-  int64_t size() const { return 1; }
-
-  /// x = the sum (or maximum) of x over the members, the same bits on each.
-  void all_reduce(const Tensor& x, Reduce reduce = Reduce::sum) const;
-  /// x = the root's x.
-  void broadcast(const Tensor& x, int64_t root = 0) const;
-  /// Returns once every member has called it.
-  void barrier() const {}
+struct MeshSizes {
+  int64_t data = 0;  // 0: as many as there are processes for
+  int64_t tensor = 1, sequence = 1;
 };
 
-/// world = data x tensor x sequence. Today a program is one process, so each of them has size 1.
+/// world = data x sequence x tensor. Tensor neighbours, who talk most, have neighbouring ranks: world rank =
+/// (data rank * sequence size + sequence rank) * tensor size + tensor rank.
 struct Mesh {
   Communicator world;
   Communicator data;      // members read different samples: gradients are summed over them
   Communicator tensor;    // members hold different heads and groups of one layer
   Communicator sequence;  // members hold successive stretches of one sequence
+
+  /// This process alone.
+  Mesh() = default;
+  /// Cuts a world up; every process of it makes the call. Throws unless the sizes multiply to the number of processes.
+  explicit Mesh(const Communicator& world, const MeshSizes& sizes = {});
 };
 
 }  // namespace adder

@@ -30,7 +30,8 @@ void check_usage(bool condition, Format<std::type_identity_t<Args>...> format, A
 }
 
 /// Inside a catch: prints `error: SENTENCE` to standard error, or the help to standard output; returns 0 for help, 2
-/// for UsageError, 1 for everything else.
+/// for UsageError, 1 for everything else. Among several ranks it does not return from an error: the sentence is printed
+/// with the rank's number and every rank ends at once, with that status, whatever it is waiting for.
 int exit_status() noexcept;
 
 }  // namespace adder

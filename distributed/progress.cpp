@@ -1,12 +1,14 @@
 #include "adder/distributed/progress.h"
 
 #include "adder/core/error.h"
+#include "adder/distributed/environment.h"
 #include "adder/distributed/stop.h"
 
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 
 namespace adder {
 namespace {
@@ -14,6 +16,16 @@ namespace {
 size_t columns(std::FILE* terminal) {
   winsize size{};
   return ioctl(fileno(terminal), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+// Whether someone watches. mpirun gives each process a terminal of its own, whatever it writes to itself: then what
+// counts is the parent's output, if it can be seen.
+bool watched(std::FILE* to) {
+  if (isatty(fileno(to)) != 1) return false;
+  if (!launched()) return true;
+  std::error_code ignored;
+  const std::string parent = std::filesystem::read_symlink(fmt::format("/proc/{}/fd/1", getppid()), ignored).string();
+  return parent.starts_with("/dev/pts/") || parent.starts_with("/dev/tty");
 }
 
 std::string rate(double per_second) {
@@ -46,7 +58,7 @@ void Pace::add(double seconds) {
   weight_ = weight_ * keep + 1;
 }
 
-Progress::Progress(std::FILE* to) : to_(to), terminal_(isatty(fileno(to)) == 1) {}
+Progress::Progress(std::FILE* to) : to_(to), terminal_(watched(to)) {}
 
 Progress::~Progress() {
   if (open_) std::fputc('\n', to_);

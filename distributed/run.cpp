@@ -58,6 +58,7 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
       command_(shell_words(argc, argv)),
       options_(std::move(options)),
       flags_(std::move(flags)),
+      mesh_(Communicator::world()),
       progress_(stdout) {
   add_flags();
   flags_.parse(argc, argv);
@@ -70,8 +71,9 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
   check_processor();
   set_threads();
   if (options_.out.empty()) return;
-  if (mesh_.world.rank() == 0) open_folder();
-  stop_.emplace(options_.out + "/stop", limit);
+  const bool first = mesh_.world.rank() == 0;
+  if (first) open_folder();
+  stop_.emplace(first ? options_.out + "/stop" : "", limit);
 }
 
 Run::~Run() = default;
@@ -92,16 +94,21 @@ void Run::add_flags() {
                {.min = 0, .may_change = true});
   }
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
-  flags_.add("threads", options_.threads, "processor threads, 0: every core this process may use",
+  flags_.add("threads", options_.threads, "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
   flags_.add("device", options_.device, "where to compute", {.choices = {"cpu"}, .may_change = true});
 }
 
 void Run::set_threads() {
-  const int64_t cores = allowed_cores(), threads = options_.threads > 0 ? options_.threads : default_threads();
-  if (threads > cores)
-    progress_.say(fmt::format("warning: {} threads on {} allowed core{}; this is slower than --threads {} (under "
-                              "mpirun, use --bind-to none)", threads, cores, cores == 1 ? "" : "s", cores));
+  const std::string place = host_name() + " " + affinity();
+  const auto places = mesh_.world.exchange(place);
+  const int64_t sharing = std::count(places.begin(), places.end(), place);
+  const int64_t cores = allowed_cores(), threads = options_.threads > 0 ? options_.threads : default_threads(sharing);
+  if (threads * sharing > std::max(cores, sharing))
+    say(fmt::format("warning: {}{} threads on {} allowed core{}; this is slower than --threads {}{}",
+                    sharing > 1 ? fmt::format("{} ranks x ", sharing) : "", threads, cores, cores == 1 ? "" : "s",
+                    std::max<int64_t>(1, cores / sharing),
+                    mesh_.world.size() > 1 ? " (are the ranks bound? mpirun wants --bind-to none)" : ""));
   omp_set_num_threads(static_cast<int>(threads));
   options_.threads = threads;
 }

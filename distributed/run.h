@@ -1,4 +1,5 @@
 // Run: one process of a program from its command line to its end. It knows device, threads, mesh, run folder and log.
+// Of several processes, started by mpirun, the first prints and keeps the run folder; the others are silent.
 //
 //   int main(int argc, char** argv) try {
 //     Options o;
@@ -20,6 +21,7 @@
 #pragma once
 
 #include "adder/core/tensor.h"
+#include "adder/distributed/environment.h"
 #include "adder/distributed/flags.h"
 #include "adder/distributed/mesh.h"
 #include "adder/distributed/progress.h"
@@ -38,7 +40,7 @@ namespace adder {
 struct RunOptions {
   std::string out = {};         // --out: the run folder. Empty: the program keeps none, and has only the next three
   int64_t seed = 1;             // --seed
-  int64_t threads = 0;          // --threads; 0: every core that the process may use, or OMP_NUM_THREADS
+  int64_t threads = 0;          // --threads; 0: the cores it may use, shared among the ranks there; or OMP_NUM_THREADS
   std::string device = "cpu";   // --device
   bool fresh = false;           // --fresh
   std::string time_limit = {};  // --time-limit
@@ -62,8 +64,9 @@ struct Logged {
 
 class Run {
  public:
-  /// Parses the command line, checks the processor, sets the threads, locks the run folder. Throws HelpShown,
-  /// UsageError (also when a flag is not what the saved run in the folder had, and --fresh was not given) and Error.
+  /// Starts MPI if mpirun started the program, parses the command line, checks the processor, sets the threads, locks the
+  /// run folder. Throws HelpShown, UsageError (also when a flag is not what the saved run in the folder had, and --fresh
+  /// was not given) and Error.
   Run(int argc, const char* const* argv, Flags flags, RunOptions options = {});
   ~Run();
   Run(const Run&) = delete;
@@ -109,6 +112,7 @@ class Run {
   void log_step(int64_t step, NamedNumbers& numbers);
   void draw() const;
 
+  Environment environment_;
   std::string recipe_, command_;
   RunOptions options_;
   Flags flags_;

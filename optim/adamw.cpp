@@ -19,14 +19,17 @@ Tensor control(const Tensor& controls, int64_t i) { return controls.slice_first(
 
 }  // namespace
 
-AdamW::AdamW(const Params& params, const AdamWOptions& options)
+AdamW::AdamW(const Params& params, const Mesh& mesh, const AdamWOptions& options)
     : params_(params),
+      mesh_(mesh),
       options_(options),
       controls_(zeros({AdamWControls::size}, DType::f64, params.device())) {
   check(0 <= options.beta1 && options.beta1 < 1 && 0 <= options.beta2 && options.beta2 < 1,
         "AdamW: beta1 {} and beta2 {} must lie in [0, 1)", options.beta1, options.beta2);
   check(options.eps > 0, "AdamW: eps {} must be positive", options.eps);
   check(options.weight_decay >= 0, "AdamW: weight decay {} is negative", options.weight_decay);
+  check(mesh.tensor.size() == 1, "AdamW: the norm of gradients that lie on {} tensor-parallel ranks is not known to it",
+        mesh.tensor.size());
   for (const ParamBlock& block : params.blocks()) {
     const Shape shape{block.used};
     blocks_.push_back({zeros(shape, params.dtype(), params.device()), zeros(shape, params.dtype(), params.device())});
@@ -46,12 +49,24 @@ AdamW::AdamW(const Params& params, const AdamWOptions& options)
   }
 }
 
+AdamW::AdamW(const Params& params, const AdamWOptions& options) : AdamW(params, Mesh{}, options) {
+  const int64_t processes = Communicator::world().size();
+  check(processes == 1, "AdamW: no mesh was given, but the program has {} processes", processes);
+}
+
+void AdamW::sum_over_processes() const {
+  for (const Communicator& group : {mesh_.data, mesh_.sequence})
+    for (const ParamBlock& block : params_.blocks())
+      if (group.size() > 1) group.all_reduce(block.gradients.slice_first(0, block.used));
+}
+
 Tensor AdamW::step(double learning_rate, const StepOptions& options) {
   check(params_.all().size() == moments_.size(), "AdamW: made for {} parameters, but now there are {}",
         moments_.size(), params_.all().size());
   check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
   check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
   params_.settle_gradients();
+  sum_over_processes();
   const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
   static_assert(AdamWControls::learning_rate == 0 && AdamWControls::max_norm == 1);
   copy(from_host({2}, std::array{learning_rate, max_norm}, DType::f64, params_.device()), controls_.slice_first(0, 2));

@@ -1,16 +1,22 @@
 // AdamW over the parameters of a model; the formula is in kernels/adamw.h.
 //
-//   AdamW optimizer(params, {.beta2 = 0.95, .weight_decay = 0.1});
+//   AdamW optimizer(params, run.mesh(), {.beta2 = 0.95, .weight_decay = 0.1});
 //   backward(loss);                                                   // once a micro-batch: gradients add
 //   const Tensor norm = optimizer.step(schedule(step), {.clip = 1});  // and the gradients are cleared
 //
 // Nothing waits for the device: the norm is a tensor, and whether it was finite is decided where it lies. One that is
 // NaN or infinite leaves weights and moments as they are, bit for bit; such steps are counted, and bias correction
 // counts only the others. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
+//
+// Over several processes every one of them makes the same update: a step first sums the gradients over mesh.data and
+// mesh.sequence, whose members see other tokens. (Losses carry the factor 1 / targets of the whole step, so sums are what
+// is wanted.) Nothing is summed over mesh.tensor: a part of a parameter that is cut there (shard_axis) belongs to one
+// member, and the layers give every member the whole gradient of one that is not.
 #pragma once
 
 #include "adder/autograd/params.h"
 #include "adder/autograd/state.h"
+#include "adder/distributed/mesh.h"
 
 namespace adder {
 
@@ -26,10 +32,14 @@ struct StepOptions {
 
 class AdamW {
  public:
-  /// All parameters must exist by now. Throws if an option is out of range.
+  /// All parameters must exist by now. Throws if an option is out of range, and (for now) if mesh.tensor has several
+  /// members.
+  AdamW(const Params& params, const Mesh& mesh, const AdamWOptions& options = {});
+  /// In a program of one process; throws in any other, where it would train each process apart.
   explicit AdamW(const Params& params, const AdamWOptions& options = {});
 
-  /// One update with the gradients collected since the last one. Returns their global norm before clipping, f64 [1].
+  /// One update with the gradients collected since the last one, here and on the other processes, which make the same
+  /// call. Returns their global norm before clipping, f64 [1].
   Tensor step(double learning_rate, const StepOptions& options = {});
 
   /// Moments and counts, for checkpoints. Refers to this optimizer.
@@ -64,7 +74,10 @@ class AdamW {
     Tensor exp_avg, exp_avg_sq;  // [used]
   };
 
+  void sum_over_processes() const;
+
   Params params_;
+  Mesh mesh_;
   AdamWOptions options_;
   std::vector<Block> blocks_;
   std::vector<Range> ranges_;

@@ -1,0 +1,165 @@
+#include "adder/distributed/communicator.h"
+
+#include "adder/autograd/gradient_check.h"
+#include "adder/core/bf16.h"
+#include "adder/core/error.h"
+#include "adder/distributed/mesh.h"
+
+#include "catch.h"
+
+#include <cmath>
+#include <limits>
+
+using namespace adder;
+
+namespace {
+
+// What rank r brings: any rank knows what the others have.
+Tensor brought(const Shape& shape, int64_t r, DType type) {
+  if (type != DType::i32) return random_normal(shape, static_cast<uint64_t>(r) + 1, 1, 0, type);
+  Tensor t(shape, type);
+  for (int64_t i = 0; i < t.count(); ++i) t.data<int32_t>()[i] = static_cast<int32_t>((i + 1) * 1'000'003 * (r + 1));
+  return t;
+}
+
+// The sum over the ranks in their order, in f64 (i32: exact), rounded once.
+Tensor sum_of_all(const Shape& shape, int64_t ranks, DType type) {
+  std::vector<double> sum(static_cast<size_t>(shape.count()));
+  for (int64_t r = 0; r < ranks; ++r) {
+    const auto x = to_host(brought(shape, r, type));
+    for (size_t i = 0; i < x.size(); ++i) sum[i] += x[i];
+  }
+  if (type != DType::i32) return from_host(shape, sum, type);
+  std::vector<int32_t> wrapped;
+  for (const double x : sum) wrapped.push_back(static_cast<int32_t>(static_cast<int64_t>(x)));
+  return from_host(shape, wrapped);
+}
+
+const std::vector<DType> all_types{DType::f32, DType::f64, DType::bf16, DType::i32};
+
+}  // namespace
+
+TEST_CASE("communicator: all_reduce is the sum in rank order, to the bit, whatever the dtype, size and chunk") {
+  const Communicator world = Communicator::world();
+  for (const DType type : all_types)
+    for (const int64_t n : {0, 1, 2, 7, 1024, 1025, 4099})
+      for (const int64_t chunk : {1 << 18, 100, 1025}) {
+        const Tensor x = brought({n}, world.rank(), type);
+        world.with_chunk(chunk).all_reduce(x);
+        CHECK(bitwise_equal(x, sum_of_all({n}, world.size(), type)));
+      }
+  const Tensor large = brought({3, 400'001}, world.rank(), DType::f32);  // several chunks, several threads
+  world.all_reduce(large);
+  CHECK(bitwise_equal(large, sum_of_all({3, 400'001}, world.size(), DType::f32)));
+}
+
+TEST_CASE("communicator: the maximum is the largest, and NaN is larger than anything") {
+  const Communicator world = Communicator::world();
+  for (const int64_t n : {3, 2000}) {
+    Tensor x = full({n}, static_cast<double>(-world.rank()), DType::f32);
+    if (world.rank() == 1) x.data<float>()[1] = std::numeric_limits<float>::quiet_NaN();
+    if (world.rank() == world.size() - 1) x.data<float>()[n - 1] = 7;
+    world.all_reduce(x, Reduce::max);
+    CHECK(x.data<float>()[0] == 0);
+    CHECK(std::isnan(x.data<float>()[1]));
+    CHECK(x.data<float>()[n - 1] == 7);
+  }
+}
+
+TEST_CASE("communicator: all_gather joins the parts of the first axis, also in place, and reduce_scatter sums them") {
+  const Communicator world = Communicator::world();
+  const int64_t p = world.size(), r = world.rank();
+  for (const DType type : all_types)
+    for (const int64_t rows : {0, 1, 3, 250})
+      for (const int64_t chunk : {1 << 18, 64}) {
+        const Communicator group = world.with_chunk(chunk);
+        const Tensor whole({p * rows, 5}, type), again({p * rows, 5}, type);
+        group.all_gather(brought({rows, 5}, r, type), whole);
+        for (int64_t i = 0; i < p; ++i)
+          CHECK(bitwise_equal(whole.slice_first(i * rows, (i + 1) * rows), brought({rows, 5}, i, type)));
+        copy(brought({rows, 5}, r, type), again.slice_first(r * rows, (r + 1) * rows));
+        group.all_gather(again.slice_first(r * rows, (r + 1) * rows), again);
+        CHECK(bitwise_equal(whole, again));
+        const Tensor part({rows, 5}, type);
+        group.reduce_scatter(brought({p * rows, 5}, r, type), part);
+        CHECK(bitwise_equal(part, sum_of_all({p * rows, 5}, p, type).slice_first(r * rows, (r + 1) * rows)));
+      }
+}
+
+TEST_CASE("communicator: broadcast gives everyone the root's tensor") {
+  const Communicator world = Communicator::world();
+  for (int64_t root = 0; root < world.size(); ++root) {
+    const Tensor x = brought({301}, world.rank(), DType::f64);
+    world.with_chunk(100).broadcast(x, root);
+    CHECK(bitwise_equal(x, brought({301}, root, DType::f64)));
+  }
+}
+
+TEST_CASE("communicator: a shift moves tensors one rank on; open ends find zeros, a ring closes") {
+  const Communicator world = Communicator::world();
+  const int64_t p = world.size(), r = world.rank();
+  for (const int64_t by : {1, -1})
+    for (const int64_t chunk : {1 << 18, 7}) {
+      const Tensor sent = brought({5, 6}, r, DType::f32), received = full({5, 6}, 9);
+      const int64_t from = r - by;
+      world.with_chunk(chunk).shift(sent, received, by);
+      CHECK(bitwise_equal(received, from < 0 || from >= p ? zeros({5, 6}) : brought({5, 6}, from, DType::f32)));
+      world.with_chunk(chunk).shift(sent, received, by, Ends::ring);
+      CHECK(bitwise_equal(received, brought({5, 6}, (from + p) % p, DType::f32)));
+    }
+}
+
+TEST_CASE("communicator: texts of any length are exchanged, by rank") {
+  const Communicator world = Communicator::world();
+  const auto text = [](int64_t r) { return std::string(static_cast<size_t>(r * 1000), static_cast<char>('a' + r)); };
+  const auto all = world.with_chunk(300).exchange(text(world.rank()));
+  REQUIRE(static_cast<int64_t>(all.size()) == world.size());
+  for (int64_t r = 0; r < world.size(); ++r) CHECK(all[static_cast<size_t>(r)] == text(r));
+}
+
+TEST_CASE("communicator: a split has the members of one colour, in the order of their keys") {
+  const Communicator world = Communicator::world();
+  const int64_t p = world.size(), r = world.rank();
+  const Communicator half = world.split(r % 2, -r);
+  CHECK(half.size() == p / 2);
+  CHECK(half.rank() == half.size() - 1 - r / 2);
+  const Tensor x = full({1}, static_cast<double>(r), DType::f64);
+  half.all_reduce(x);
+  CHECK(item(x) == (p == 2 ? r : 2 * (r % 2) + 2));
+  CHECK(world.split(r, 0).size() == 1);
+}
+
+TEST_CASE("communicator: what does not fit together is refused before anything is sent") {
+  const Communicator world = Communicator::world();
+  const Tensor x = full({4, 6}, 1);
+  CHECK_THROWS_WITH(world.all_reduce(x.slice_last(0, 2)), ContainsSubstring("rows of 2 elements 6 apart"));
+  CHECK_THROWS_WITH(world.all_reduce({}), "all_reduce: the tensor is undefined");
+  CHECK_THROWS_WITH(world.broadcast(x, world.size()), ContainsSubstring("broadcast: root"));
+  CHECK_THROWS_WITH(world.all_gather(x, x), ContainsSubstring("does not make a whole"));
+  CHECK_THROWS_WITH(world.shift(x, x), ContainsSubstring("they must be alike and apart"));
+  CHECK_THROWS_AS(world.shift(x, full({4, 6}, 1), 2), Error);
+  CHECK_THROWS_AS(world.with_chunk(0), Error);
+  CHECK_THROWS_AS(world.with_chunk(int64_t{1} << 31), Error);
+}
+
+TEST_CASE("mesh: world is data x sequence x tensor, and tensor neighbours are neighbours") {
+  const Communicator world = Communicator::world();
+  const int64_t p = world.size();
+  const Mesh plain(world);
+  CHECK(plain.data.size() == p);
+  CHECK(plain.data.rank() == world.rank());
+  CHECK(plain.tensor.size() * plain.sequence.size() == 1);
+  CHECK_THROWS_WITH(Mesh(world, {.tensor = 3}), ContainsSubstring("processes cannot be cut into"));
+  for (const MeshSizes sizes : {MeshSizes{.tensor = 2}, MeshSizes{.sequence = 2}, MeshSizes{.data = p / 2, .tensor = 2},
+                                MeshSizes{.tensor = p / 2, .sequence = 2}}) {
+    const Mesh mesh(world, sizes);
+    CHECK(mesh.tensor.size() == sizes.tensor);
+    CHECK(mesh.sequence.size() == sizes.sequence);
+    CHECK(mesh.data.size() * mesh.sequence.size() * mesh.tensor.size() == p);
+    CHECK(world.rank() ==
+          (mesh.data.rank() * mesh.sequence.size() + mesh.sequence.rank()) * mesh.tensor.size() + mesh.tensor.rank());
+    const Tensor x = full({1}, static_cast<double>(world.rank()), DType::f64);
+    for (const Communicator& group : {mesh.data, mesh.tensor, mesh.sequence}) group.all_reduce(x);
+    CHECK(item(x) == static_cast<double>(p * (p - 1) / 2));  // every rank once: the three groups span the world
+  }
+}
