@@ -11,7 +11,7 @@ struct MachineTextOptions {
   std::string prefix = "/usr";          // where include/, share/ and lib/ lie
   std::string repository = "";          // adder's own sources; empty: left out
   int64_t wanted_bytes = 8'000'000;     // less than this is an error
-  int64_t most_bytes = 10'000'000;      // more than this is left out
+  int64_t most_bytes = 8'500'000;       // more than this is left out
   int64_t package_bytes = 2'000'000;    // at most, of one package
   double source_share = 0.4;            // at most, of the whole text
 };

@@ -5,12 +5,12 @@
 #include "adder/data/machine_text.h"
 #include "adder/data/token_shard.h"
 #include "adder/data/tokenize.h"
+#include "adder/distributed/run.h"
 
 #include <fmt/format.h>
 
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,9 +21,8 @@ struct Corpus {
 };
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
-/// any, from text found on this machine. `say` hears what happens.
-inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
-                             const std::function<void(const std::string&)>& say) {
+/// any, from text found on this machine. One rank makes them, the others wait.
+inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share, Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
   const std::string note = folder + "/made_from", made_from = fmt::format("{} (validation share {})", text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " ")), validation_share);
   if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) {
@@ -32,6 +31,12 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
       check(before == made_from, "{} was made from {}, not from {}; choose another folder with --data", folder, before, made_from);
     return corpus;
   }
+  run.mesh().world.barrier();  // every rank has seen that they are missing
+  if (run.mesh().world.rank() != 0) {
+    run.mesh().world.barrier();
+    return corpus;
+  }
+  const auto say = [&](const std::string& line) { run.say(line); };
   std::filesystem::create_directories(folder);
   std::ofstream(note) << made_from << "\n";
   if (text.empty()) {
@@ -48,6 +53,7 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
   });
   say(fmt::format("{}: {:.2f} MB of text, {} documents to train on, {} to validate", folder,
                   static_cast<double>(report.text.text_bytes) / 1e6, report.train_documents, report.validation_documents));
+  run.mesh().world.barrier();
   return corpus;
 }
 

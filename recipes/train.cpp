@@ -22,7 +22,7 @@ struct Options {
   std::vector<std::string> text = {};
   std::string data = "";
   double validation_share = 0.05;
-  int64_t steps = 3'800, batch = 4, micro_batch = 4, time = 256;
+  int64_t steps = 4'400, batch = 4, micro_batch = 4, time = 256;
   std::string schedule = "cosine";
   double learning_rate = 1e-2, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
   double beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1, clip = 1;
@@ -71,18 +71,17 @@ int main(int argc, char** argv) try {
   Options o;
   Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 200, .save_every = 200});
   const Schedule rate = schedule(o);
-  const Corpus corpus = prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share,
-                                       [&](const std::string& line) { run.say(line); });
+  const Corpus corpus = prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share, run);
   const ByteTokenizer tokenizer;
   o.model.vocabulary = tokenizer.vocabulary();
 
   Params params(run.device(), {.seed = run.seed()});
   const LanguageModel model(params, run.mesh(), o.model);
-  AdamW optimizer(params, {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
-  TokenFile data(corpus.train, {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
+  AdamW optimizer(params, run.mesh(), {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
+  TokenFile data(corpus.train, run.mesh(), {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
   HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context, .tokens = o.validation_tokens, .tokenizer = tokenizer.name()};
   const HeldOut some(corpus.validation, held_out);
-  Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh()});  // resumes here
+  Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
 
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
@@ -91,19 +90,20 @@ int main(int argc, char** argv) try {
     const double learning_rate = rate(data.step());
     Tensor loss = zeros({1}, DType::f32, run.device());
     for (const Batch& batch : data.next()) loss += backward(model.loss(batch));
+    run.mesh().data.all_reduce(loss);
     const Tensor norm = optimizer.step(learning_rate, {.clip = o.clip});
     run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", static_cast<double>(optimizer.skipped())}});
     check(optimizer.skipped_in_a_row() < 10, "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
-    if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some).nats_per_token}});
+    if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
     if (run.should_save(data.step())) checkpoint.save(data.step());
   }
   checkpoint.save(data.step());
 
-  if (data.step() == o.steps) {
+  if (data.step() == o.steps) {  // to the end, not stopped
     run.say("validating on all held-out text");
     held_out.tokens = 0;  // all
-    const Validation v = validate(model, HeldOut(corpus.validation, held_out));
+    const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);
     std::vector<Logged> by_source = {{"validation_nats_per_byte", v.nats_per_byte}};
     for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
     run.log(data.step(), by_source);

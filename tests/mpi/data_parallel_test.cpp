@@ -74,7 +74,6 @@ struct Training {
     const double learning_rate = rate(data.step());
     Tensor loss = zeros({1}, params.dtype());
     for (Batch batch : data.next()) {
-      batch.scale = to(batch.scale, params.dtype());
       loss += backward(model.loss(batch));
     }
     mesh.data.all_reduce(loss);
