@@ -5,6 +5,9 @@ find_package(fmt REQUIRED)
 find_package(ZLIB REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
+if(ADDER_CUDA)
+  find_package(CUDAToolkit REQUIRED)
+endif()
 
 # OpenBLAS built on OpenMP shares our thread pool: a product inside a parallel region stays on its thread.
 find_library(ADDER_OPENBLAS openblas PATH_SUFFIXES openblas-openmp REQUIRED)
