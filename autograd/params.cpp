@@ -81,6 +81,7 @@ Params Params::operator/(std::string_view name) const { return {arena_, join(nam
 Params Params::operator/(int64_t index) const { return {arena_, join(std::to_string(index))}; }
 
 Tensor Params::create(std::string_view name, const Shape& shape, const Init& init, const ParamOptions& options) {
+  check(static_cast<bool>(init), "{}: no initial value", join(name));
   check(options.shard_axis < shape.rank(), "{}: shard axis {} of {}", join(name), options.shard_axis, to_string(shape));
   Arena& arena = *arena_;
   const std::string full_name = join(name);
@@ -111,6 +112,7 @@ Tensor Params::create_packed(std::string_view name, int64_t columns, const std::
   std::vector<Range> ranges;
   int64_t rows = 0;
   for (const Part& part : parts) {
+    check(static_cast<bool>(part.init), "{}: no initial value", inner.join(part.name));
     check(part.options.shard_axis <= 0, "{}: a packed part is cut by rows or not at all", inner.join(part.name));
     ranges.push_back(part_of(inner.join(part.name), part.rows, part.options, arena.options.shard, arena.options.shards));
     rows += ranges.back().end - ranges.back().begin;

@@ -1,5 +1,6 @@
 // Recompute (activation checkpointing): keep a function's inputs instead of everything inside it, and run it again in
-// backward. The function may read parameters; their gradients arrive as without recompute, bit for bit.
+// backward. The function may read parameters and other leaves; what else was recorded must be an argument. Gradients are
+// those without recompute, bit for bit unless an argument has other consumers: then they add in another order.
 #pragma once
 
 #include "adder/autograd/tape.h"
@@ -17,6 +18,7 @@ struct Recompute {
   std::span<Tensor> inputs() { return x; }
   auto forward() { return std::apply(f, x); }
   void backward(std::span<const Tensor> dy, Grads& to) const {
+    const uint64_t oldest = next_node_number();
     std::array<Tensor, n> leaves = x;
     for (size_t i = 0; i < n; ++i)
       if (to.wants(static_cast<int>(i))) leaves[i] = leaf(x[i]);
@@ -24,7 +26,7 @@ struct Recompute {
       Record inside;
       return std::apply(f, leaves);
     }();
-    adder::backward(detail::outputs_of(y), dy);
+    backward_part(detail::outputs_of(y), dy, oldest);
     for (size_t i = 0; i < n; ++i)
       if (leaves[i] && leaves[i].link())
         if (Tensor g = gradient(leaves[i])) to.give(static_cast<int>(i), g);

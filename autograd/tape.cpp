@@ -64,10 +64,11 @@ Node::~Node() {
 /// One backward pass: a heap of nodes that have gradients waiting, the newest on top.
 class Engine {
  public:
-  void run(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
-    for (size_t i = 0; i < outputs.size(); ++i) {
+  explicit Engine(uint64_t oldest = 0) : oldest_(oldest) {}
+
+  void run(std::span<const Tensor> outputs, std::span<const Tensor> gradients) try {
+    for (size_t i = 0; i < outputs.size(); ++i)
       if (const Link& link = outputs[i].link(); link && gradients[i]) give(link, gradients[i]);
-    }
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end(), older);
       const std::shared_ptr<Node> node = std::move(heap_.back());
@@ -77,34 +78,67 @@ class Engine {
       node->queued_ = false;
       Destinations to(*this, node->inputs_);
       node->run(dy, to);
+      to.finish();
     }
+  } catch (...) {  // nothing half done stays on the tape or in a leaf
+    for (const auto& node : heap_) {
+      node->queued_ = false;
+      node->gradients_.clear();
+    }
+    for (const auto& leaf : written_) static_cast<Leaf&>(*leaf).empty = true;
+    throw;
   }
 
   static bool older(const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) { return a->number_ < b->number_; }
 
  private:
+  // What one operator's backward sees. If one tensor is two of its inputs, or if the place of a gradient does not have
+  // the shape that the operator used, the gradient waits in a tensor of its own until the operator is done.
   class Destinations final : public Grads {
    public:
     Destinations(Engine& engine, const std::vector<Edge>& edges) : engine_(engine), edges_(edges) {}
     bool wants(int i) const override { return static_cast<bool>(edge(i).link); }
     Slot slot(int i) override {
-      const Slot place = engine_.slot(edge(i).link);
-      return {place.tensor.reshape(edge(i).shape), place.accumulate};
+      const Edge& e = edge(i);
+      const bool taken = is_taken(e.link);
+      taken_.push_back(e.link);
+      if (!taken) {
+        const Slot place = engine_.slot(e.link);
+        if (place.tensor.keeps_rows(e.shape)) return {place.tensor.reshape(e.shape), place.accumulate};
+        if (!place.accumulate) fill(place.tensor, 0);
+        waiting_.push_back({e.link, Tensor(e.shape, place.tensor.dtype(), place.tensor.device())});
+      } else {
+        const Tensor like = e.link.node->gradient_buffer(e.link.output);
+        waiting_.push_back({e.link, Tensor(e.shape, like.dtype(), like.device())});
+      }
+      return {waiting_.back().second, false};
     }
     void give(int i, Tensor gradient) override {
-      if (wants(i)) engine_.give(edge(i).link, std::move(gradient));
+      if (!wants(i)) return;
+      if (is_taken(edge(i).link)) waiting_.push_back({edge(i).link, std::move(gradient)});
+      else engine_.give(edge(i).link, std::move(gradient));
+    }
+    void finish() {
+      for (auto& [link, gradient] : waiting_) engine_.give(link, std::move(gradient));
     }
 
    private:
     const Edge& edge(int i) const { return edges_.at(static_cast<size_t>(i)); }
+    bool is_taken(const Link& link) const {
+      return std::any_of(taken_.begin(), taken_.end(),
+                         [&](const Link& t) { return t.node == link.node && t.output == link.output; });
+    }
 
     Engine& engine_;
     const std::vector<Edge>& edges_;
+    std::vector<Link> taken_;                         // those whose place was asked for
+    std::vector<std::pair<Link, Tensor>> waiting_;
   };
 
   // The stored gradient of an output, undefined if nothing arrived; queues the node that will read it.
   Tensor& stored(const Link& link) {
     Node& node = *link.node;
+    check(node.number_ >= oldest_, "recompute: the function reads a tensor that was recorded outside of it; make it an argument");
     node.gradients_.resize(node.outputs_);
     if (!node.queued_) {
       node.queued_ = true;
@@ -115,7 +149,10 @@ class Engine {
   }
 
   Slot slot(const Link& link) {
-    if (auto* leaf = dynamic_cast<Leaf*>(link.node.get())) return {leaf->gradient_buffer(0), !std::exchange(leaf->empty, false)};
+    if (auto* leaf = dynamic_cast<Leaf*>(link.node.get())) {
+      written_.push_back(link.node);
+      return {leaf->gradient_buffer(0), !std::exchange(leaf->empty, false)};
+    }
     Tensor& gradient = stored(link);
     if (!gradient) {
       gradient = link.node->gradient_buffer(link.output);
@@ -126,10 +163,12 @@ class Engine {
     return {gradient, true};
   }
 
+  // Stored gradients have the shape of the output, and rows no longer than its last axis.
   void give(const Link& link, Tensor incoming) {
     check(incoming.defined(), "backward: an operator gave an undefined gradient");
     const Shape shape = link.node->output_shape(link.output);
-    if (incoming.shape() != shape) incoming = contiguous(incoming).reshape(shape);
+    if (!incoming.contiguous() && (incoming.shape() != shape || incoming.row() != shape[-1])) incoming = contiguous(incoming);
+    incoming = incoming.reshape(shape).detach();
     if (!link.node->owns_gradients()) {
       if (Tensor& gradient = stored(link); !gradient) {
         gradient = std::move(incoming);
@@ -141,7 +180,9 @@ class Engine {
     else copy(incoming, place.tensor);
   }
 
+  uint64_t oldest_;
   std::vector<std::shared_ptr<Node>> heap_;
+  std::vector<std::shared_ptr<Node>> written_;  // leaves
 };
 
 void detail::already_run() {
@@ -167,13 +208,19 @@ Tensor gradient(const Tensor& leaf) {
 
 void clear_gradient(const Tensor& leaf) { leaf_of(leaf).empty = true; }
 
-void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
+uint64_t next_node_number() { return nodes_created; }
+
+void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients) { backward_part(outputs, gradients, 0); }
+
+void backward_part(std::span<const Tensor> outputs, std::span<const Tensor> gradients, uint64_t oldest) {
   check(outputs.size() == gradients.size(), "backward: {} outputs but {} gradients", outputs.size(), gradients.size());
-  for (size_t i = 0; i < outputs.size(); ++i)
-    check(!gradients[i] || gradients[i].shape() == outputs[i].shape(), "backward: output {} but gradient {}",
-          to_string(outputs[i].shape()), gradients[i] ? to_string(gradients[i].shape()) : "");
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Tensor &y = outputs[i], &dy = gradients[i];
+    check(!dy || (dy.shape() == y.shape() && dy.dtype() == y.dtype()), "backward: output {} {} but gradient {} {}",
+          name(y.dtype()), to_string(y.shape()), dy ? name(dy.dtype()) : "", dy ? to_string(dy.shape()) : "");
+  }
   NoGrad inside;
-  Engine().run(outputs, gradients);
+  Engine(oldest).run(outputs, gradients);
 }
 
 Tensor backward(const Tensor& loss) {

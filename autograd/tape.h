@@ -98,6 +98,10 @@ void clear_gradient(const Tensor& leaf);
 Tensor backward(const Tensor& loss);
 /// Backward from several outputs with the given gradients (undefined: zero).
 void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients);
+/// The number that the next node will have.
+uint64_t next_node_number();
+/// The same for a part of the tape: throws if it leads to a node, other than a leaf, older than `oldest`.
+void backward_part(std::span<const Tensor> outputs, std::span<const Tensor> gradients, uint64_t oldest);
 
 namespace detail {
 
@@ -143,6 +147,7 @@ class OpNode final : public Node {
           std::make_index_sequence<std::tuple_size_v<Outputs>>());
   }
   Tensor gradient_buffer(int output) override {
+    if (!op_) already_run();
     if constexpr (has_buffer) return op_->gradient_buffer(output);
     const Signature& s = signatures_[static_cast<size_t>(output)];
     return Tensor(s.shape, s.dtype, s.device);

@@ -6,7 +6,7 @@
 #include "adder/autograd/tape.h"
 #include "adder/layers/language_model.h"
 #include "adder/optim/adamw.h"
-#include "adder/recipes/language_model_flags.h"
+#include "adder/layers/language_model_flags.h"
 
 #include <fmt/format.h>
 
@@ -58,7 +58,7 @@ Batch random_batch(const Options& o) {
     return t;
   };
   return {.tokens = tokens(1), .targets = tokens(2), .document = zeros({o.batch, o.time}, DType::i32), .counted = o.batch * o.time,
-          .scale = full({1}, 1 / static_cast<double>(o.batch * o.time)), .position = from_host({2}, std::array<int32_t, 2>{0, 0})};
+          .scale = full({1}, 1 / static_cast<double>(o.batch * o.time), DType::f64), .position = from_host({2}, std::array<int32_t, 2>{0, 0})};
 }
 
 // Forward and backward of one layer's SSD alone, over the FLOPs of its products by the formula of kernels/ssd/ssd.h.

@@ -13,7 +13,7 @@ struct Batch {
   Tensor document;      // [batch, time] i32; where it differs from the previous position, a new document starts
   int64_t counted = 0;  // targets that are not -1
   // Of a training step's micro-batches:
-  Tensor scale = {};     // [1] f32: 1 / (targets counted in the whole step, over all micro-batches and ranks)
+  Tensor scale = {};     // [1] f64: 1 / (targets counted in the whole step, over all micro-batches and ranks)
   Tensor position = {};  // [2] i32: the step, and the number of the first row in the step's batch
 };
 

@@ -2,6 +2,8 @@
 
 #include "adder/core/error.h"
 
+#include <algorithm>
+
 namespace adder {
 
 Shape::Shape(std::initializer_list<int64_t> sizes) {
@@ -10,6 +12,14 @@ Shape::Shape(std::initializer_list<int64_t> sizes) {
     check(size >= 0, "a shape's axis cannot have the size {}", size);
     sizes_[static_cast<size_t>(rank_++)] = size;
   }
+  check_count();
+}
+
+void Shape::check_count() const {
+  int64_t n = 8;  // bytes of the largest element
+  for (int i = 0; i < rank_; ++i)
+    check(!__builtin_mul_overflow(n, std::max<int64_t>(1, sizes_[static_cast<size_t>(i)]), &n),
+          "a tensor {} is too large", to_string(*this));
 }
 
 int64_t Shape::operator[](int axis) const {
@@ -28,6 +38,7 @@ Shape Shape::with(int axis, int64_t size) const {
   Shape result = *this;
   check((*this)[axis] >= 0 && size >= 0, "a shape's axis cannot have the size {}", size);
   result.sizes_[static_cast<size_t>(axis < 0 ? axis + rank_ : axis)] = size;
+  result.check_count();
   return result;
 }
 
@@ -41,6 +52,7 @@ Shape Shape::plus(int64_t size) const {
   check(rank_ < max_rank, "a shape has at most {} axes", int{max_rank});
   Shape result = *this;
   result.sizes_[static_cast<size_t>(result.rank_++)] = size;
+  result.check_count();
   return result;
 }
 

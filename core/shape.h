@@ -31,6 +31,8 @@ class Shape {
   friend bool operator==(const Shape&, const Shape&) = default;
 
  private:
+  void check_count() const;  // throws if the number of elements does not fit into 64 bits
+
   std::array<int64_t, max_rank> sizes_{};  // zero past the rank, so that == compares what counts
   int rank_ = 0;
 };

@@ -73,12 +73,16 @@ Tensor Tensor::reshape(Shape shape) const {
     result.row_ = result.pitch_ = shape.rank() ? shape[-1] : 1;
     return result;
   }
-  // Rows lie apart: the row must be a product of the new shape's last axes.
-  int64_t tail = 1;
-  for (int axis = shape.rank() - 1; axis >= 0 && tail < row_; --axis) tail *= shape[axis];
-  check(tail == row_, "tensor {} with rows of {} elements {} apart cannot be seen as {} without a copy",
+  check(keeps_rows(shape), "tensor {} with rows of {} elements {} apart cannot be seen as {} without a copy",
         to_string(shape_), row_, pitch_, to_string(shape));
   return result;
+}
+
+bool Tensor::keeps_rows(const Shape& shape) const {
+  if (contiguous()) return true;
+  int64_t tail = 1;  // the row must be a product of the shape's last axes
+  for (int axis = shape.rank() - 1; axis >= 0 && tail < row_; --axis) tail *= shape[axis];
+  return tail == row_;
 }
 
 Tensor Tensor::detach() const { return with_link({}); }

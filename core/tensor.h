@@ -58,7 +58,7 @@ class Tensor {
     require(dtype_of<T>);
     return static_cast<T*>(address());
   }
-  // Views share memory. A reshape stays where it is on the tape; a slice is off it (kernels/split.h records slices).
+  // Views share memory. A reshape stays where it is on the tape; a slice is off it (Split in kernels/view.h records slices).
 
   /// Elements [begin, end) of the first axis.
   Tensor slice_first(int64_t begin, int64_t end) const;
@@ -66,6 +66,8 @@ class Tensor {
   Tensor slice_last(int64_t begin, int64_t end) const;
   /// The same elements in another shape; throws if that would tear a row apart.
   Tensor reshape(Shape shape) const;
+  /// Whether reshape() can do it: always, if contiguous.
+  bool keeps_rows(const Shape& shape) const;
   /// [rows, last axis]: what a product or a row-wise kernel sees.
   Tensor matrix() const { return reshape({count() / std::max<int64_t>(1, size(-1)), size(-1)}); }
 

@@ -82,7 +82,7 @@ std::vector<Batch> TokenFile::next() {
   std::vector<Batch> batches;
   for (int64_t at = 0; at < share; at += options_.micro_batch) {
     Batch& batch = batches.emplace_back(samples(first + at, options_.micro_batch));
-    batch.scale = full({1}, 1 / static_cast<double>(options_.batch * options_.time));  // every target counts
+    batch.scale = full({1}, 1 / static_cast<double>(options_.batch * options_.time), DType::f64);  // every target counts
     batch.position = from_host({2}, std::array{static_cast<int32_t>(step()), static_cast<int32_t>(first + at - consumed_)});
   }
   consumed_ += options_.batch;

@@ -29,8 +29,9 @@ struct Source {
 
 struct File {
   std::string path;
-  int64_t bytes;   // unpacked
-  uint64_t order;  // a hash of the path
+  int64_t bytes;     // unpacked
+  uint64_t package;  // a hash of its package's name
+  uint64_t order;    // a hash of the path
 };
 
 std::vector<fs::path> entries(const fs::path& folder) {
@@ -174,10 +175,12 @@ std::optional<std::string> text_of(const std::string& path, int64_t most) {
   return text;
 }
 
-// Takes files in the order of their hashes while they fit.
+// Takes files while they fit: package by package, so that a text has others of its kind beside it, in the order of
+// their hashes.
 std::vector<File> sample(std::vector<File> files, int64_t most_bytes) {
-  std::sort(files.begin(), files.end(),
-            [](const File& a, const File& b) { return std::tie(a.order, a.path) < std::tie(b.order, b.path); });
+  std::sort(files.begin(), files.end(), [](const File& a, const File& b) {
+    return std::tie(a.package, a.order, a.path) < std::tie(b.package, b.order, b.path);
+  });
   int64_t bytes = 0;
   std::erase_if(files, [&](const File& file) {
     if (bytes + file.bytes > most_bytes) return true;
@@ -204,7 +207,7 @@ std::vector<File> gather(const Source& source, const MachineTextOptions& options
       report.not_text += !text;
       if (!text) continue;
       if (beginnings.insert(hash_bytes(std::string_view(*text).substr(0, 512))).second) {
-        files.push_back({path.string(), static_cast<int64_t>(text->size()), hash_bytes(path.string())});
+        files.push_back({path.string(), static_cast<int64_t>(text->size()), hash_bytes(package.name), hash_bytes(path.string())});
       } else {
         ++report.repeated;
       }

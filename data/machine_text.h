@@ -11,7 +11,7 @@ struct MachineTextOptions {
   std::string prefix = "/usr";          // where include/, share/ and lib/ lie
   std::string repository = "";          // adder's own sources; empty: left out
   int64_t wanted_bytes = 8'000'000;     // less than this is an error
-  int64_t most_bytes = 24'000'000;      // more than this is left out
+  int64_t most_bytes = 10'000'000;      // more than this is left out
   int64_t package_bytes = 2'000'000;    // at most, of one package
   double source_share = 0.4;            // at most, of the whole text
 };
@@ -35,8 +35,8 @@ struct SourceReport {
 ///   Perl, CMake    the modules of share/perl*, lib/*/perl*, share/cmake*
 ///   adder          this repository
 /// A file that shares its first 512 bytes with an earlier one (in the order of sources and sorted paths) is dropped, so
-/// no document is in both the training and the validation text. What the limits leave out is chosen by a hash of the
-/// path, and the documents are written in the order of that hash, so the sources are mixed and the file is the same
+/// no document is in both the training and the validation text. What the limits leave out is chosen by hashes, package
+/// by package; the documents are written in the order of a hash, so the sources are mixed and the file is the same
 /// whenever the machine is the same. Fails if the sources together cannot give wanted_bytes within source_share.
 std::vector<SourceReport> write_machine_text(const std::string& path, const MachineTextOptions& options);
 

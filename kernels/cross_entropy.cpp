@@ -82,7 +82,7 @@ void sum_losses(Cpu, const Tensor& losses, const Tensor& targets, const Tensor& 
       sum += static_cast<double>(loss[i]);
       counted += target[i] != not_counted;
     }
-    *to.data<T>() = counted == 0 ? T{0} : static_cast<T>(sum * value_or_one<T>(scale));
+    *to.data<T>() = counted == 0 ? T{0} : static_cast<T>(sum * value_or_one<double>(scale));
   });
 }
 
@@ -92,7 +92,7 @@ void cross_entropy_backward(Cpu, const CrossEntropyBackward& b) {
     const int32_t* target = b.targets.data<int32_t>();
     const T* lse = b.logsumexp.data<T>();
     T* data = b.logits.data<T>();
-    const T factor = static_cast<T>(value_or_one<T>(b.dloss) * value_or_one<T>(b.scale));
+    const T factor = static_cast<T>(value_or_one<T>(b.dloss) * value_or_one<double>(b.scale));
 #pragma omp parallel for if (tokens * n > 1 << 14)
     for (int64_t i = 0; i < tokens; ++i) {
       T* row = data + i * n;
@@ -173,8 +173,8 @@ TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
 
 Tensor LinearCrossEntropy::forward() {
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  check(!scale || (scale.count() == 1 && scale.dtype() == x.dtype()), "LinearCrossEntropy: x is {} but scale is {} {}",
-        name(x.dtype()), scale ? name(scale.dtype()) : "", scale ? to_string(scale.shape()) : "");
+  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64), "LinearCrossEntropy: scale is {} {}, not f64 [1]",
+        scale ? name(scale.dtype()) : "", scale ? to_string(scale.shape()) : "");
   const TokenLosses tokens = forward_chunks(chunks, z_loss);
   logsumexp = tokens.logsumexp;
   const Tensor loss({1}, x.dtype(), x.device());

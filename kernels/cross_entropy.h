@@ -29,7 +29,7 @@ struct LinearCrossEntropy {
   Tensor x;                // [..., d]
   Tensor weight;           // [vocabulary or more, d]: the embedding if tied
   Tensor targets;          // i32 [...]
-  Tensor scale = {};       // [1], what each token's nats are multiplied by: with 1 / (counted tokens of all
+  Tensor scale = {};       // f64 [1], what each token's nats are multiplied by: with 1 / (counted tokens of all
                            // micro-batches and ranks), losses and gradients are sums over them. Undefined: 1
   int64_t vocabulary = 0;  // rows of the weight that are tokens; 0: all
   double z_loss = 0;       // z

@@ -133,15 +133,20 @@ void sum_rows(Cpu, const Tensor& x, const Tensor& to, bool accumulate) {
   with_float("sum_rows", x.dtype(), [&]<class T>(T) {
     const T* data = rows.data<T>();
     T* sum = to.data<T>();
-    // Each thread sums whole columns, in row order: the result does not depend on the number of threads.
-    constexpr int64_t block = 64;
+    // Each thread sums whole columns, in row order: the result does not depend on the number of threads. Sums of a few
+    // rows are added in f64, so that many rows lose nothing.
+    constexpr int64_t block = 64, few = 64;
 #pragma omp parallel for
     for (int64_t j = 0; j < n; j += block) {
       const int64_t width = std::min(block, n - j);
-      T partial[block] = {};
-      for (int64_t i = 0; i < m; ++i)
-        for (int64_t c = 0; c < width; ++c) partial[c] += data[i * stride_x + j + c];
-      for (int64_t c = 0; c < width; ++c) sum[j + c] = (accumulate ? sum[j + c] : T{0}) + partial[c];
+      double total[block] = {};
+      for (int64_t first = 0; first < m; first += few) {
+        T partial[block] = {};
+        for (int64_t i = first; i < std::min(m, first + few); ++i)
+          for (int64_t c = 0; c < width; ++c) partial[c] += data[i * stride_x + j + c];
+        for (int64_t c = 0; c < width; ++c) total[c] += static_cast<double>(partial[c]);
+      }
+      for (int64_t c = 0; c < width; ++c) sum[j + c] = (accumulate ? sum[j + c] : T{0}) + static_cast<T>(total[c]);
     }
   });
 }

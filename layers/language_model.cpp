@@ -79,7 +79,7 @@ Tensor LanguageModel::hidden(const Tensor& tokens, const Context& context) const
   check(tokens.rank() == 2, "LanguageModel: tokens {} are not [batch, time]", to_string(tokens.shape()));
   Tensor x = embedding(tokens), residual;
   for (const Block& block : blocks) {
-    const auto run = [&block, context](const Tensor& a, const Tensor& b) { return block(a, b, context); };
+    const auto run = [block, context](const Tensor& a, const Tensor& b) { return block(a, b, context); };
     const auto [y, sum] = options.recompute ? recompute(run, x, residual) : run(x, residual);
     x = y, residual = sum;
   }
@@ -87,7 +87,9 @@ Tensor LanguageModel::hidden(const Tensor& tokens, const Context& context) const
 }
 
 Tensor LanguageModel::loss(const Batch& batch, Mode mode) const {
-  const Tensor x = hidden(batch.tokens, {.mode = mode, .document = batch.document, .position = batch.position});
+  const Context context{.mode = mode, .document = batch.document,
+                        .position = batch.position ? clone(batch.position) : Tensor()};  // the caller's may move on
+  const Tensor x = hidden(batch.tokens, context);
   return apply(LinearCrossEntropy{.x = x, .weight = head, .targets = batch.targets, .scale = batch.scale,
                                   .vocabulary = options.vocabulary, .z_loss = options.z_loss});
 }

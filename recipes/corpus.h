@@ -1,6 +1,7 @@
 // From text to a training and a validation shard, once: found again, they are used as they are.
 #pragma once
 
+#include "adder/core/error.h"
 #include "adder/data/machine_text.h"
 #include "adder/data/token_shard.h"
 #include "adder/data/tokenize.h"
@@ -8,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
@@ -23,8 +25,15 @@ struct Corpus {
 inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
                              const std::function<void(const std::string&)>& say) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
-  if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) return corpus;
+  const std::string note = folder + "/made_from", made_from = fmt::format("{} (validation share {})", text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " ")), validation_share);
+  if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) {
+    std::string before;
+    if (std::ifstream file(note); std::getline(file, before))
+      check(before == made_from, "{} was made from {}, not from {}; choose another folder with --data", folder, before, made_from);
+    return corpus;
+  }
   std::filesystem::create_directories(folder);
+  std::ofstream(note) << made_from << "\n";
   if (text.empty()) {
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");

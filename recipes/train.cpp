@@ -1,13 +1,15 @@
 // train: pretrain a Mamba-2 language model on text, resume it, validate it.
 #include "adder/core/error.h"
 #include "adder/data/checkpoint.h"
+#include "adder/data/utf8_stream.h"
 #include "adder/data/witten_bell.h"
 #include "adder/distributed/run.h"
 #include "adder/kernels/accumulate.h"
+#include "adder/layers/generate.h"
+#include "adder/layers/language_model_flags.h"
 #include "adder/optim/adamw.h"
 #include "adder/optim/schedule.h"
 #include "adder/recipes/corpus.h"
-#include "adder/recipes/language_model_flags.h"
 #include "adder/recipes/validation.h"
 
 #include <cmath>
@@ -20,12 +22,12 @@ struct Options {
   std::vector<std::string> text = {};
   std::string data = "";
   double validation_share = 0.05;
-  int64_t steps = 1'200, batch = 16, micro_batch = 16, time = 256;
+  int64_t steps = 3'800, batch = 4, micro_batch = 4, time = 256;
   std::string schedule = "cosine";
-  double learning_rate = 3e-3, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
+  double learning_rate = 1e-2, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
   double beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1, clip = 1;
-  int64_t validation_tokens = 100'000;
-  layers::LanguageModelOptions model = {.layers = 4, .mixer = {.d_model = 192, .d_state = 32, .head_dim = 32}};
+  int64_t validation_tokens = 100'000, validation_time = 1'024, validation_context = 256;
+  layers::LanguageModelOptions model = {.layers = 4, .mixer = {.d_model = 128, .d_state = 32, .head_dim = 32}};
 };
 
 Flags flags(Options& o) {
@@ -36,6 +38,8 @@ Flags flags(Options& o) {
   flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data", {.may_change = true});
   flags.add("validation-share", o.validation_share, "share of the documents kept for validation", {.min = 1e-6, .max = 0.9});
   flags.add("validation-tokens", o.validation_tokens, "tokens of the validations on the way; the last one takes all", {.min = 1, .may_change = true});
+  flags.add("validation-time", o.validation_time, "tokens of a validation row", {.min = 1, .may_change = true});
+  flags.add("validation-context", o.validation_context, "of these, the first ones that only give context (not at a document's start)", {.min = 0, .may_change = true});
   add_flags(flags, o.model);
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
@@ -56,8 +60,9 @@ Flags flags(Options& o) {
 
 Schedule schedule(const Options& o) {
   const auto share = [&](double part) { return static_cast<int64_t>(std::llround(part * static_cast<double>(o.steps))); };
+  const int64_t warmup = share(o.warmup);
   const Schedule schedule{.kind = schedule_kind(o.schedule), .peak = o.learning_rate, .floor = o.final_learning_rate,
-                          .warmup_steps = share(o.warmup), .steps = o.steps, .decay_steps = share(o.decay)};
+                          .warmup_steps = warmup, .steps = o.steps, .decay_steps = std::min(share(o.decay), o.steps - warmup)};
   schedule.validate();
   return schedule;
 }
@@ -75,7 +80,8 @@ int main(int argc, char** argv) try {
   const LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
   TokenFile data(corpus.train, {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
-  const HeldOut some(corpus.validation, {.batch = o.micro_batch, .time = o.time, .tokens = o.validation_tokens, .tokenizer = tokenizer.name()});
+  HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context, .tokens = o.validation_tokens, .tokenizer = tokenizer.name()};
+  const HeldOut some(corpus.validation, held_out);
   Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh()});  // resumes here
 
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
@@ -96,13 +102,19 @@ int main(int argc, char** argv) try {
 
   if (data.step() == o.steps) {
     run.say("validating on all held-out text");
-    const Validation v = validate(model, HeldOut(corpus.validation, {.batch = o.micro_batch, .time = o.time, .tokenizer = tokenizer.name()}));
+    held_out.tokens = 0;  // all
+    const Validation v = validate(model, HeldOut(corpus.validation, held_out));
     std::vector<Logged> by_source = {{"validation_nats_per_byte", v.nats_per_byte}};
     for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
     run.log(data.step(), by_source);
     const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
     run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})", v.nats_per_byte,
                         v.nats_per_byte / std::numbers::ln2, counts));
+    const auto page = layers::generate(model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}),
+                                       {.tokens = 1500, .end = tokenizer.end_of_document(), .sampler = {.temperature = 0.8, .seed = run.seed()}});
+    Utf8Stream text;
+    run.say("\nA text by the model, from its first byte:\n" + text.add(tokenizer.decode(page[0])) + text.finish() + "\n");
+    run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() + " --prompt 'The '");
   }
   run.finish();
 } catch (...) {

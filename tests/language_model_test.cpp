@@ -25,11 +25,11 @@ Tensor tokens_of(int64_t batch, int64_t time, uint64_t seed) {
   return t;
 }
 
-Batch batch_of(int64_t rows, int64_t time, uint64_t seed, DType type = DType::f64) {
+Batch batch_of(int64_t rows, int64_t time, uint64_t seed) {
   Batch b{.tokens = tokens_of(rows, time, seed), .targets = tokens_of(rows, time, seed + 1), .document = zeros({rows, time}, DType::i32)};
   b.document.data<int32_t>()[time - 2] = b.document.data<int32_t>()[time - 1] = 1;  // a second document in the first row
   b.counted = rows * time;
-  b.scale = full({1}, 1.0 / static_cast<double>(rows * time), type);
+  b.scale = full({1}, 1.0 / static_cast<double>(rows * time), DType::f64);
   b.position = from_host({2}, std::array<int32_t, 2>{4, 0});
   return b;
 }
@@ -125,7 +125,7 @@ TEST_CASE("language model: recompute gives the same bits, dropout included, and 
     o.recompute = recompute;
     o.d_intermediate = 10;
     const LanguageModel model(params, Mesh{}, o);
-    const Batch b = batch_of(2, 16, 5, DType::f32);
+    const Batch b = batch_of(2, 16, 5);
     const int64_t before = memory_use(Device::cpu).in_use;
     const Tensor l = model.loss(b);
     held[recompute] = memory_use(Device::cpu).in_use - before;

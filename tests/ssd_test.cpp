@@ -2,6 +2,7 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/kernels/ssd/ssd.h"
+#include "adder/kernels/view.h"
 
 #include "catch.h"
 
@@ -385,15 +386,40 @@ TEST_CASE("ssd: views of one wide matrix give what copies give, f32 is near f64"
   for (size_t i = 0; i < 8; ++i) CHECK(bitwise_equal(gradient(views[i]), gradient(copies[i])));
 }
 
-TEST_CASE("ssd: the tape holds the inputs, the chunk states and, with z, the ungated output") {
+TEST_CASE("ssd: the tape holds the inputs, the states that enter chunks and, with z, the ungated output") {
   const Case c{.batch = 1, .time = 128, .heads = 2, .width = 8, .groups = 1, .state = 4, .z = true};
   auto t = inputs_of(c);
   for (Tensor& x : t)
     if (x) x = leaf(x);
   const int64_t before = memory_use(Device::cpu).in_use;
   const auto [y, last] = run(t, {}, 64);
-  const int64_t states = 2 * 2 * 8 * 4 * 8, ungated = 128 * 16 * 8, outputs = 128 * 16 * 8 + 2 * 8 * 4 * 8;
+  const int64_t states = 1 * 2 * 8 * 4 * 8, ungated = 128 * 16 * 8, outputs = 128 * 16 * 8 + 2 * 8 * 4 * 8;
   CHECK(memory_use(Device::cpu).in_use - before == states + ungated + outputs);
+}
+
+TEST_CASE("ssd: torn tokens, pitched D and states, one tensor as B and C: gradients are those of copies") {
+  const auto g = check_gradients(
+      [](std::span<const Tensor> t) {
+        const auto D = apply(Split{.x = t[1], .sizes = {3, 2}}), S = apply(Split{.x = t[2], .sizes = {24, 3}});
+        const auto x = apply(Split{.x = t[0], .sizes = {3, 3}});  // [batch, time, head, 3 + 3]: heads lie apart
+        const auto h = apply(Split{.x = t[3], .sizes = {4}});
+        const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0], .z = x[1],
+                                         .initial_state = S[0].reshape({2, 2, 3, 4}), .chunk = 3});
+        return std::vector{y, last, D[1], S[1]};
+      },
+      {random_normal({2, 5, 2, 6}, 1), random_normal({2, 5}, 2), random_normal({2, 27}, 3), random_normal({2, 5, 1, 4}, 4),
+       random_normal({2, 5, 2}, 5), random_normal({2}, 6, 0.3)});
+  INFO(g.worst);
+  CHECK(g.error < 1e-6);
+}
+
+TEST_CASE("ssd: a NaN decay is seen, and another dtype is refused") {
+  auto t = inputs_of({.batch = 1, .time = 5});
+  t[2] = full({4}, std::numeric_limits<double>::quiet_NaN(), DType::f64);
+  for (double v : to_host(run(t)[0])) CHECK(std::isnan(v));
+  t = inputs_of({});
+  t[5] = to(t[5], DType::f32);
+  CHECK_THROWS_WITH(run(t), ContainsSubstring("x is f64 but [4] is f32"));
 }
 
 TEST_CASE("ssd: wrong shapes are named") {

@@ -2,7 +2,10 @@
 #include "adder/autograd/recompute.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/kernels/elementwise.h"
+#include "adder/kernels/gated_rms_norm.h"
 #include "adder/kernels/matmul.h"
+#include "adder/kernels/view.h"
 
 #include "catch.h"
 
@@ -67,6 +70,16 @@ struct Twice {
   void backward(const Tensor& dy, const Tensor& dz, Grads& to) const {
     if (dy) to.give(0, dy);
     if (dz) to.give(0, dz);
+  }
+};
+
+struct Throws {
+  Tensor x;
+  auto inputs() { return std::tie(x); }
+  Tensor forward() { return clone(x); }
+  void backward(const Tensor&, Grads& to) const {
+    to.slot(0);
+    fail("on purpose");
   }
 };
 
@@ -147,6 +160,56 @@ TEST_CASE("tape: a reshaped tensor stays on the tape") {
   backward({&z, 1}, {&dz, 1});
   CHECK(gradient(x).shape() == Shape{2, 3});
   CHECK(to_host(gradient(x)) == std::vector<double>{5, 5, 10, 10, 15, 15});
+}
+
+TEST_CASE("tape: one tensor as two inputs of an operator gets both gradients") {
+  const Tensor x = random_normal({3, 4}, 1);
+  const auto g = check_gradients(
+      [](std::span<const Tensor> t) {
+        const Tensor h = same(t[0]);
+        return std::vector{apply(SiluMultiply{.y = h, .gate = h}), apply(GatedRmsNorm{.y = h, .z = h, .weight = t[1], .eps = 0.1}),
+                           apply(SiluMultiply{.y = t[0], .gate = t[0]})};
+      },
+      {x, random_normal({4}, 2)});
+  INFO(g.worst);
+  CHECK(g.error < 1e-6);
+}
+
+TEST_CASE("tape: an operator that throws in backward leaves neither gradients nor a blocked tape behind") {
+  const Tensor a = leaf(full({2}, 1, DType::f64)), b = leaf(full({2}, 1, DType::f64));
+  const Tensor trunk = same(b);
+  const Tensor y = sum(apply(Throws{.x = a}), trunk), ones = full({2}, 1, DType::f64);
+  CHECK_THROWS_AS(backward({&y, 1}, {&ones, 1}), Error);
+  CHECK_FALSE(gradient(a).defined());
+  const Tensor again = same(trunk);
+  backward({&again, 1}, {&ones, 1});
+  CHECK(to_host(gradient(b)) == std::vector<double>{1, 1});
+}
+
+TEST_CASE("tape: a second backward through the parts of a split is refused") {
+  const Tensor x = leaf(full({1, 4}, 1, DType::f64)), w = full({1, 2}, 1, DType::f64);
+  const auto parts = apply(Split{.x = x, .sizes = {2, 2}});
+  const auto loss = [&] { return apply(Matmul{.x = parts[0], .weight = w, .bias = {}}); };
+  const Tensor first = loss(), second = loss();
+  backward(first);
+  CHECK_THROWS_WITH(backward(second), ContainsSubstring("has run already"));
+}
+
+TEST_CASE("tape: a gradient whose rows span two axes reaches a product") {
+  const auto g = check_gradients(
+      [](std::span<const Tensor> t) {
+        const Tensor y = apply(Matmul{.x = t[0], .weight = t[1], .bias = {}});
+        return std::vector{apply(Concatenate{.parts = {y.reshape({2, 15}), t[2]}})};
+      },
+      {random_normal({2, 3, 4}, 1), random_normal({5, 4}, 2), random_normal({2, 2}, 3)});
+  INFO(g.worst);
+  CHECK(g.error < 1e-6);
+}
+
+TEST_CASE("recompute: a captured tensor that was recorded outside is refused") {
+  const Tensor x = leaf(full({2}, 1, DType::f64)), h = same(x), ones = full({2}, 1, DType::f64);
+  const Tensor y = recompute([h](const Tensor& t) { return sum(t, h); }, same(h));
+  CHECK_THROWS_WITH(backward({&y, 1}, {&ones, 1}), ContainsSubstring("make it an argument"));
 }
 
 TEST_CASE("tape: nothing is recorded under NoGrad or without leaves") {

@@ -56,7 +56,7 @@ done
 
 # Changed flags are refused, and nothing is overwritten.
 before=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
-refuses 2 '--learning-rate was 0.003 and is now 0.1' "${small[@]}" --out whole --learning-rate 0.1
+refuses 2 '--learning-rate was 0.01 and is now 0.1' "${small[@]}" --out whole --learning-rate 0.1
 refuses 2 'stepz' "${small[@]}" --out whole --stepz 3
 refuses 2 '--layers' "${small[@]}" --out whole --layers none
 refuses 1 'cannot be cut into heads of 7' "${small[@]}" --out heads --head-dim 7

@@ -9,7 +9,8 @@
 //   dcs_i = Σ_j W_ij - Σ_k W_ki + e^{cs_i} dy_i·(S C_i) - τ_i,    and dcs_Q gets Σ_j τ_j + e^{cs_Q} <G, S>
 //   da_t = Σ_{i>=t} dcs_i,    dΔ_t = u_t·x_t + A da_t
 //
-// Row and column sums of W are taken of the same numbers, so that they cancel exactly. Two passes: one backward in time
+// Row and column sums of W are taken of the same numbers, so that what is left of their difference is the rounding of
+// sums of a chunk's length. Two passes: one backward in time
 // for G, over (row, head); then every chunk and group by itself, its heads in order, so that sums over heads have one
 // order whatever the number of threads.
 #include "adder/core/error.h"
@@ -30,15 +31,17 @@ struct Pass {
   Decays<T> decays;
   Tensor CB;
   Tensor dy;  // contiguous, before the gate
-  Tensor G;   // [chunks, head, width, state]: the gradient of the state that leaves each chunk
-  bool final_gradient;
+  Tensor dfinal;  // may be undefined
+  Tensor G;       // as op.states: the gradient of each state that enters a chunk
   Tensor dD, dA, dbias;  // partial sums of each chunk: [chunks, head, width], [chunks, head] twice; the last two in f64
 
-  bool enters(const Chunk& c) const { return !c.starts && (c.begin > 0 || op.has_initial_state); }
-  bool leaves(const Chunk& c) const { return c.end == n.time ? final_gradient : !c.ends; }
-  T* state(const Tensor& t, int64_t c, int64_t h) const {
-    return t.data<T>() + (c * n.heads + h) * n.width * n.state;
+  const T* entering(const Chunk& c, int64_t h) const { return at(op.states, c.state, h); }
+  /// The gradient of the state that leaves; null: zero.
+  const T* leaving_gradient(const Chunk& c, int64_t h) const {
+    if (c.last) return dfinal ? at(dfinal, c.row, h) : nullptr;
+    return c.follow >= 0 ? at(G, c.follow, h) : nullptr;
   }
+  T* at(const Tensor& t, int64_t i, int64_t h) const { return t.data<T>() + (i * n.heads + h) * n.width * n.state; }
 };
 
 // dy = dout silu(z) and dz = dout y silu'(z)
@@ -59,42 +62,41 @@ Tensor through_gate(const Ssd& op, const Tensor& dout, const Tensor& dz) {
   return dy;
 }
 
-// G for every chunk of one (row, head), from the last to the first.
+// G of one (row, head), from the last chunk to the first.
 template <class T>
-void state_gradients(const Pass<T>& p, const Tensor& dfinal, int64_t b, int64_t h, std::vector<T>& scaled) {
+void state_gradients(const Pass<T>& p, int64_t b, int64_t h, std::vector<T>& scaled) {
   const Sizes& n = p.n;
-  const int64_t cells = n.width * n.state;
-  std::vector<T> G(static_cast<size_t>(cells));
-  if (dfinal) std::copy_n(dfinal.data<T>() + (b * n.heads + h) * cells, cells, G.begin());
-  for (int64_t c = p.chunks.row_first[static_cast<size_t>(b) + 1] - 1; c >= p.chunks.row_first[static_cast<size_t>(b)]; --c) {
+  const int64_t cells = n.width * n.state, first = p.chunks.row_first[static_cast<size_t>(b)];
+  for (int64_t c = p.chunks.row_first[static_cast<size_t>(b) + 1] - 1; c >= first; --c) {
     const Chunk& chunk = p.chunks.list[static_cast<size_t>(c)];
-    std::copy_n(G.begin(), cells, p.state(p.G, c, h));
-    if (!p.enters(chunk)) {
-      std::fill(G.begin(), G.end(), T{0});
-      continue;
-    }
+    if (!chunk.enters()) continue;
     const ChunkDecay<T> decay(p.decays, chunk, h);
     const auto dy = view<T>(p.dy, chunk, h), C = view<T>(p.op.C, chunk, h / n.heads_per_group());
     for (int64_t i = 0; i < chunk.size(); ++i) {
       const T e = decay.from_start(i);
       for (int64_t k = 0; k < n.width; ++k) scaled[i * n.width + k] = e * dy.row(i)[k];
     }
+    T* G = p.at(p.G, chunk.state, h);
+    const T* leaving = p.leaving_gradient(chunk, h);
+    if (leaving) std::copy_n(leaving, cells, G);
     blas::gemm<T>(n.width, n.state, chunk.size(), 1, {scaled.data(), n.width, true}, {C.data, C.stride},
-                  p.leaves(chunk) ? decay.from_start(decay.last) : T{0}, G.data(), n.state);
+                  leaving ? decay.from_start(decay.last) : T{0}, G, n.state);
   }
-  if (p.to.initial_state) std::copy_n(G.begin(), cells, p.to.initial_state.template data<T>() + (b * n.heads + h) * cells);
+  if (const int64_t state = p.chunks.list[static_cast<size_t>(first)].state; p.to.initial_state && state >= 0)
+    std::copy_n(p.at(p.G, state, h), cells, p.at(p.to.initial_state, b, h));
 }
 
 // All gradients of one chunk and group, but for the sums over chunks.
 template <class T>
 struct ChunkPass {
   const Pass<T>& p;
-  std::vector<T> dCB, K, P, u, scaled, inter;   // [Q, Q] three times, [Q, width], [Q, max(width, state)] twice
-  std::vector<Wide<T>> dcs, ddelta;             // [Q]
+  std::vector<T> dCB, scores, dYX;  // [Q, Q]: Σ over heads of T; (C_i·B_j) e^{cs_i - cs_j}; dy_i·x_j
+  std::vector<T> u, scaled, inter;  // [Q, width], [Q, max(width, state)] twice
+  std::vector<Wide<T>> dcs, ddelta;  // [Q]
 
   ChunkPass(const Pass<T>& pass) : p(pass) {
     const auto Q = static_cast<size_t>(p.chunks.longest), wide = static_cast<size_t>(std::max(p.n.width, p.n.state));
-    for (auto* square : {&dCB, &K, &P}) square->resize(Q * Q);
+    for (auto* square : {&dCB, &scores, &dYX}) square->resize(Q * Q);
     for (auto* rows : {&u, &scaled, &inter}) rows->resize(Q * wide);
     dcs.resize(Q);
     ddelta.resize(Q);
@@ -112,7 +114,7 @@ struct ChunkPass {
     std::fill_n(dCB.begin(), q * q, T{0});
     for (int64_t h = g * p.n.heads_per_group(); h < (g + 1) * p.n.heads_per_group(); ++h) {
       std::fill_n(dcs.begin(), q, Wide<T>{0});
-      through_states(c, chunk, h, g);
+      through_states(chunk, h, g);
       through_scores(c, chunk, h, g);
       to_inputs(c, chunk, h);
     }
@@ -121,31 +123,31 @@ struct ChunkPass {
   }
 
   // What flows through the state that enters (dC, dcs) and the one that leaves (u, dB, dcs).
-  void through_states(int64_t c, const Chunk& chunk, int64_t h, int64_t g) {
-    const int64_t q = chunk.size(), P_ = p.n.width, N = p.n.state;
+  void through_states(const Chunk& chunk, int64_t h, int64_t g) {
+    const int64_t q = chunk.size(), width = p.n.width, N = p.n.state;
     const ChunkDecay<T> decay(p.decays, chunk, h);
     const auto x = view<T>(p.op.x, chunk, h), dy = view<T>(p.dy, chunk, h);
     const auto B = view<T>(p.op.B, chunk, g), C = view<T>(p.op.C, chunk, g);
-    const T *S = p.state(p.op.states, c, h), *G = p.state(p.G, c, h);
-    if (p.enters(chunk)) {
-      scale_rows(dy, P_, q, [&](int64_t i) { return decay.from_start(i); });
-      blas::gemm<T>(q, N, P_, 1, {scaled.data(), P_}, {S, N}, 0, inter.data(), N);
+    const T* G = p.leaving_gradient(chunk, h);
+    if (chunk.enters()) {
+      scale_rows(dy, width, q, [&](int64_t i) { return decay.from_start(i); });
+      blas::gemm<T>(q, N, width, 1, {scaled.data(), width}, {p.entering(chunk, h), N}, 0, inter.data(), N);
       add_and_dot(view<T>(p.to.C, chunk, g), C, q, [&](int64_t i, Wide<T> dot) { dcs[i] += dot; });
     }
-    if (!p.leaves(chunk)) {
-      std::fill_n(u.begin(), q * P_, T{0});
+    if (!G) {
+      std::fill_n(u.begin(), q * width, T{0});
       return;
     }
     scale_rows(B, N, q, [&](int64_t j) { return decay.to_end(j); });
-    blas::gemm<T>(q, P_, N, 1, {scaled.data(), N}, {G, N, true}, 0, u.data(), P_);
-    scale_rows(x, P_, q, [&](int64_t j) { return decay.to_end(j) * decay.delta[j]; });
-    blas::gemm<T>(q, N, P_, 1, {scaled.data(), P_}, {G, N}, 0, inter.data(), N);
+    blas::gemm<T>(q, width, N, 1, {scaled.data(), N}, {G, N, true}, 0, u.data(), width);
+    scale_rows(x, width, q, [&](int64_t j) { return decay.to_end(j) * decay.delta[j]; });
+    blas::gemm<T>(q, N, width, 1, {scaled.data(), width}, {G, N}, 0, inter.data(), N);
     Wide<T> all = 0;
     add_and_dot(view<T>(p.to.B, chunk, g), B, q, [&](int64_t j, Wide<T> tau) {
       dcs[j] -= tau;
       all += tau;
     });
-    if (p.enters(chunk)) all += Wide<T>{decay.from_start(q - 1)} * dot(G, S, P_ * N);
+    if (chunk.enters()) all += Wide<T>{decay.from_start(q - 1)} * dot(G, p.entering(chunk, h), width * N);
     dcs[q - 1] += all;
   }
 
@@ -154,27 +156,27 @@ struct ChunkPass {
     const int64_t q = chunk.size(), width = p.n.width, Q = p.chunks.longest;
     const ChunkDecay<T> decay(p.decays, chunk, h);
     const auto x = view<T>(p.op.x, chunk, h), dy = view<T>(p.dy, chunk, h);
-    blas::gemm<T>(q, q, width, 1, {dy.data, dy.stride}, {x.data, x.stride, true}, 0, P.data(), q);
+    blas::gemm<T>(q, q, width, 1, {dy.data, dy.stride}, {x.data, x.stride, true}, 0, dYX.data(), q);
     const T* cb = p.CB.template data<T>() + (c * p.n.groups + g) * Q * Q;
     T* columns = scaled.data();  // Σ_i W_ij
     std::fill_n(columns, q, T{0});
     for (int64_t i = 0; i < q; ++i) {
-      T *k_row = K.data() + i * q, *d_row = dCB.data() + i * q;
-      const T *p_row = P.data() + i * q, *cb_row = cb + i * Q;
+      T *score_row = scores.data() + i * q, *d_row = dCB.data() + i * q;
+      const T *product_row = dYX.data() + i * q, *cb_row = cb + i * Q;
       T row = 0;
 #pragma omp simd reduction(+ : row)
       for (int64_t j = 0; j <= i; ++j) {
-        const T e = decay.between(i, j), t = e * decay.delta[j] * p_row[j], w = t * cb_row[j];
-        k_row[j] = e * cb_row[j];
+        const T e = decay.between(i, j), t = e * decay.delta[j] * product_row[j], w = t * cb_row[j];
+        score_row[j] = e * cb_row[j];
         d_row[j] += t;
         columns[j] += w;
         row += w;
       }
-      std::fill(k_row + i + 1, k_row + q, T{0});
+      std::fill(score_row + i + 1, score_row + q, T{0});
       dcs[i] += row;
     }
     for (int64_t j = 0; j < q; ++j) dcs[j] -= columns[j];
-    blas::gemm<T>(q, width, q, 1, {K.data(), q, true}, {dy.data, dy.stride}, 1, u.data(), width);
+    blas::gemm<T>(q, width, q, 1, {scores.data(), q, true}, {dy.data, dy.stride}, 1, u.data(), width);
   }
 
   // From u and dcs to dx, ddt and the sums for D, A and the bias.
@@ -274,7 +276,7 @@ void backward(const Ssd& op, const Tensor& dout, const Tensor& dfinal, const Ssd
   const Decays<T> decays(op, chunks);
   const Tensor CB = products_CB(op, chunks), dy = through_gate<T>(op, dout, to.z);
   const Pass<T> pass{.op = op, .to = to, .n = n, .chunks = std::move(chunks), .decays = decays, .CB = CB, .dy = dy,
-                     .G = empty_like(op.states), .final_gradient = dfinal.defined(),
+                     .dfinal = dfinal, .G = empty_like(op.states),
                      .dD = to.D ? Tensor({count, n.heads, n.width}, op.x.dtype()) : Tensor(),
                      .dA = Tensor({count, n.heads}, DType::f64), .dbias = Tensor({count, n.heads}, DType::f64)};
   const auto Q = static_cast<size_t>(pass.chunks.longest);
@@ -283,7 +285,7 @@ void backward(const Ssd& op, const Tensor& dout, const Tensor& dfinal, const Ssd
     std::vector<T> scaled(Q * static_cast<size_t>(n.width));
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t b = 0; b < n.batch; ++b)
-      for (int64_t h = 0; h < n.heads; ++h) state_gradients(pass, dfinal, b, h, scaled);
+      for (int64_t h = 0; h < n.heads; ++h) state_gradients(pass, b, h, scaled);
     ChunkPass<T> chunk_pass(pass);
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t c = 0; c < count; ++c)

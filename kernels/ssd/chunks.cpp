@@ -14,13 +14,17 @@ Chunks chunks_of(const Ssd& op) {
   const int64_t batch = op.x.size(0), time = op.x.size(1), length = op.chunk ? op.chunk : default_chunk;
   const int32_t* document = op.document ? op.document.data<int32_t>() : nullptr;
   const int64_t stride = op.document ? op.document.stride(time) : 0;
-  Chunks chunks{{}, {0}, 0};
+  const bool initial = op.initial_state.defined() || op.has_initial_state;
+  Chunks chunks{.row_first = {0}};
   for (int64_t b = 0; b < batch; ++b) {
     const auto boundary = [&](int64_t t) { return document && document[b * stride + t] != document[b * stride + t - 1]; };
     for (int64_t begin = 0; begin < time;) {
       int64_t end = begin + 1;
       while (end < time && end - begin < length && !boundary(end)) ++end;
-      chunks.list.push_back({b, begin, end, begin > 0 && boundary(begin), end == time || boundary(end)});
+      const bool enters = begin == 0 ? initial : !boundary(begin);
+      chunks.list.push_back({.row = b, .begin = begin, .end = end, .state = enters ? chunks.states++ : -1, .follow = -1,
+                             .last = end == time});
+      if (begin > 0) chunks.list[chunks.list.size() - 2].follow = chunks.list.back().state;
       chunks.longest = std::max(chunks.longest, end - begin);
       begin = end;
     }
@@ -83,6 +87,6 @@ Tensor products_CB(const Ssd& op, const Chunks& chunks) {
 
 }  // namespace ssd
 
-int64_t ssd_chunks(Cpu, const Ssd& op) { return static_cast<int64_t>(ssd::chunks_of(op).list.size()); }
+int64_t ssd_states(Cpu, const Ssd& op) { return ssd::chunks_of(op).states; }
 
 }  // namespace adder

@@ -15,20 +15,23 @@ namespace adder::ssd {
 template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
 
-/// a_t below this is cut: e^{-40} is less than the last digit of whatever it is added to.
+/// a_t below this is cut.
 inline constexpr double least_log_decay = -40;
 
 /// Tokens [begin, end) of one batch row, all of one document.
 struct Chunk {
   int64_t row, begin, end;
-  bool starts;  // a document starts here (not set at a row's first token, where the initial state belongs)
-  bool ends;    // nothing of this row, or another document, follows
+  int64_t state;   // number of the state that enters, among those that are kept; -1: none enters
+  int64_t follow;  // the same of the next chunk of the row, so of the state that leaves; -1: none needs it
+  bool last;       // of its row: the state that leaves is the final one
   int64_t size() const { return end - begin; }
+  bool enters() const { return state >= 0; }
 };
 struct Chunks {
   std::vector<Chunk> list;       // by row, then time
   std::vector<int64_t> row_first;  // [batch + 1]: the chunks of row b are [row_first[b], row_first[b + 1])
-  int64_t longest;
+  int64_t longest = 0;
+  int64_t states = 0;  // chunks that a state enters
 };
 Chunks chunks_of(const Ssd& op);
 
@@ -62,7 +65,7 @@ struct Decays {
   explicit Decays(const Ssd& op, const Chunks& chunks);
 };
 
-/// The decays of one chunk and head.
+/// The decays of one chunk and head. std::min with the zero second lets NaN through.
 template <class T>
 struct ChunkDecay {
   const T *delta, *high, *low;
@@ -78,9 +81,9 @@ struct ChunkDecay {
   /// e^{cs_i}: what is left at token i of the state that entered.
   T from_start(int64_t i) const { return math::exp(high[i] + low[i]); }
   /// e^{cs_Q - cs_j}: what is left of token j at the end.
-  T to_end(int64_t j) const { return math::exp(std::min(T{0}, (high[last] - high[j]) + (low[last] - low[j]))); }
+  T to_end(int64_t j) const { return math::exp(std::min((high[last] - high[j]) + (low[last] - low[j]), T{0})); }
   /// e^{cs_i - cs_j}, j <= i.
-  T between(int64_t i, int64_t j) const { return math::exp(std::min(T{0}, (high[i] - high[j]) + (low[i] - low[j]))); }
+  T between(int64_t i, int64_t j) const { return math::exp(std::min((high[i] - high[j]) + (low[i] - low[j]), T{0})); }
 };
 
 /// C Bᵀ of every chunk and group: [chunks, group, longest, longest], row stride `longest`.

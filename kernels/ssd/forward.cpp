@@ -19,29 +19,22 @@ struct HeadPass {
 
   void run(int64_t b, int64_t h) {
     const int64_t cells = n.width * n.state;
-    bool zero = !op.initial_state;  // the state that enters is zero
-    if (zero) std::fill(S.begin(), S.end(), T{0});
-    else std::copy_n(op.initial_state.data<T>() + (b * n.heads + h) * cells, cells, S.begin());
+    if (op.initial_state) std::copy_n(op.initial_state.data<T>() + (b * n.heads + h) * cells, cells, S.begin());
     for (int64_t c = chunks.row_first[static_cast<size_t>(b)]; c < chunks.row_first[static_cast<size_t>(b) + 1]; ++c) {
       const Chunk& chunk = chunks.list[static_cast<size_t>(c)];
-      if (chunk.starts) {
-        zero = true;
-        std::fill(S.begin(), S.end(), T{0});
-      }
-      std::copy_n(S.begin(), cells, to.states.data<T>() + (c * n.heads + h) * cells);
-      output(c, chunk, h, zero);
-      next_state(chunk, h, zero);
-      zero = false;
+      if (chunk.enters()) std::copy_n(S.begin(), cells, to.states.data<T>() + (chunk.state * n.heads + h) * cells);
+      output(c, chunk, h);
+      next_state(chunk, h);
     }
     std::copy_n(S.begin(), cells, to.final_state.data<T>() + (b * n.heads + h) * cells);
   }
 
   // Y_i = e^{cs_i} S C_i + Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
-  void output(int64_t c, const Chunk& chunk, int64_t h, bool zero) {
+  void output(int64_t c, const Chunk& chunk, int64_t h) {
     const int64_t q = chunk.size(), g = h / n.heads_per_group(), Q = chunks.longest;
     const ChunkDecay<T> decay(decays, chunk, h);
     const auto x = view<T>(op.x, chunk, h), C = view<T>(op.C, chunk, g), y = view<T>(to.y, chunk, h);
-    if (!zero) {
+    if (chunk.enters()) {
       for (int64_t i = 0; i < q; ++i) {
         const T e = decay.from_start(i);
         for (int64_t k = 0; k < n.state; ++k) scaled[i * n.state + k] = e * C.row(i)[k];
@@ -54,7 +47,7 @@ struct HeadPass {
       for (int64_t j = 0; j <= i; ++j) row[j] = cb[i * Q + j] * decay.between(i, j) * decay.delta[j];
       std::fill(row + i + 1, row + q, T{0});
     }
-    blas::gemm<T>(q, n.width, q, 1, {M.data(), q}, {x.data, x.stride}, zero ? 0 : 1, y.data, y.stride);
+    blas::gemm<T>(q, n.width, q, 1, {M.data(), q}, {x.data, x.stride}, chunk.enters() ? 1 : 0, y.data, y.stride);
     skip_and_gate(chunk, h, x, y);
   }
 
@@ -75,7 +68,7 @@ struct HeadPass {
   }
 
   // S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ
-  void next_state(const Chunk& chunk, int64_t h, bool zero) {
+  void next_state(const Chunk& chunk, int64_t h) {
     const ChunkDecay<T> decay(decays, chunk, h);
     const auto x = view<T>(op.x, chunk, h), B = view<T>(op.B, chunk, h / n.heads_per_group());
     for (int64_t j = 0; j < chunk.size(); ++j) {
@@ -83,7 +76,7 @@ struct HeadPass {
       for (int64_t p = 0; p < n.width; ++p) scaled[j * n.width + p] = w * x.row(j)[p];
     }
     blas::gemm<T>(n.width, n.state, chunk.size(), 1, {scaled.data(), n.width, true}, {B.data, B.stride},
-                  zero ? T{0} : decay.from_start(decay.last), S.data(), n.state);
+                  chunk.enters() ? decay.from_start(decay.last) : T{0}, S.data(), n.state);
   }
 };
 

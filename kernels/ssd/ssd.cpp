@@ -30,22 +30,31 @@ void check_shapes(const Ssd& op) {
   check(!op.document || (op.document.shape() == Shape{batch, time} && op.document.dtype() == DType::i32),
         "Ssd: x {} but document {}", text(op.x), text(op.document));
   check(op.dt_min >= 0 && op.dt_min <= op.dt_max, "Ssd: dt_min {} and dt_max {}", op.dt_min, op.dt_max);
-  check(op.chunk >= 0, "Ssd: a chunk of {} tokens", op.chunk);
+  check(op.chunk >= 0 && op.chunk <= 1024, "Ssd: a chunk of {} tokens is not in [0, 1024]", op.chunk);
+  for (const Tensor* t : {&op.dt, &op.A_log, &op.B, &op.C, &op.D, &op.z, &op.dt_bias, &op.initial_state})
+    check(!*t || (t->dtype() == op.x.dtype() && t->device() == op.x.device()), "Ssd: x is {} but {} is {}",
+          name(op.x.dtype()), text(*t), *t ? name(t->dtype()) : "");
 }
+
+// Tokens of [batch, time, item, n] may lie apart, but each must lie side by side.
+bool whole_tokens(const Tensor& t) { return !t || t.contiguous() || t.row() == t.shape().count(2, t.rank()); }
+Tensor with_whole_tokens(const Tensor& t) { return whole_tokens(t) ? t : contiguous(t); }
+Tensor packed(const Tensor& t) { return t ? contiguous(t) : t; }
 
 }  // namespace
 
 std::array<Tensor, 2> Ssd::forward() {
   check_shapes(*this);
-  if (initial_state) initial_state = contiguous(initial_state);
+  for (Tensor* t : {&x, &dt, &B, &C, &z}) *t = with_whole_tokens(*t);
+  for (Tensor* t : {&A_log, &D, &dt_bias, &initial_state, &document}) *t = packed(*t);
+  has_initial_state = initial_state.defined();
   const Device device = x.device();
   const int64_t heads = x.size(2), width = x.size(3), state = B.size(3);
-  const int64_t chunks = on(device, [&](auto backend) { return ssd_chunks(backend, *this); });
-  SsdResult to{.y = empty_like(x), .final_state = Tensor({x.size(0), heads, width, state}, A_log.dtype(), device),
-               .states = Tensor({chunks, heads, width, state}, A_log.dtype(), device),
-               .ungated = z ? empty_like(x) : Tensor()};
+  const int64_t kept = on(device, [&](auto backend) { return ssd_states(backend, *this); });
+  const SsdResult to{.y = empty_like(x), .final_state = Tensor({x.size(0), heads, width, state}, A_log.dtype(), device),
+                     .states = Tensor({kept, heads, width, state}, A_log.dtype(), device),
+                     .ungated = z ? empty_like(x) : Tensor()};
   on(device, [&](auto backend) { ssd_forward(backend, *this, to); });
-  has_initial_state = initial_state.defined();
   initial_state = {};
   states = to.states;
   ungated = to.ungated;
@@ -53,26 +62,22 @@ std::array<Tensor, 2> Ssd::forward() {
 }
 
 void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
-  // Straight into the tape's place where it may be overwritten, else into a tensor of its own that the tape adds.
-  std::array<Tensor, 9> fresh;
-  const auto place = [&](int i, const Tensor& input, bool needed) {
-    if (to.wants(i)) {
-      if (const Slot slot = to.slot(i); !slot.accumulate) return slot.tensor;
-      return fresh[static_cast<size_t>(i)] = empty_like(input);
-    }
-    return needed ? empty_like(input) : Tensor();
+  // Straight into the tape's place where it may be overwritten, else into a tensor of its own that the tape takes.
+  std::array<Tensor, 9> own;
+  const auto place = [&](int i, const Tensor& input) {
+    if (to.wants(i) && input.rank() > 2)
+      if (const Slot slot = to.slot(i); !slot.accumulate && whole_tokens(slot.tensor)) return slot.tensor;
+    return own[static_cast<size_t>(i)] = empty_like(input);
   };
-  SsdGradients g{.x = place(0, x, true), .dt = place(1, dt, true), .A_log = place(2, A_log, true),
-                 .B = place(3, B, true), .C = place(4, C, true), .D = D ? place(5, D, false) : Tensor(),
-                 .z = z ? place(6, z, false) : Tensor(), .dt_bias = dt_bias ? place(7, dt_bias, false) : Tensor()};
-  if (has_initial_state && to.wants(8)) {
-    const Slot slot = to.slot(8);
-    g.initial_state = slot.accumulate ? fresh[8] = empty_like(slot.tensor) : slot.tensor;
-  }
+  const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());
+  const SsdGradients g{.x = place(0, x), .dt = place(1, dt), .A_log = place(2, A_log), .B = place(3, B),
+                       .C = place(4, C), .D = to.wants(5) ? own[5] = empty_like(D) : Tensor(),
+                       .z = to.wants(6) ? place(6, z) : Tensor(), .dt_bias = to.wants(7) ? place(7, dt_bias) : Tensor(),
+                       .initial_state = to.wants(8) ? own[8] = state_like : Tensor()};
   const Tensor upstream = dy ? contiguous(dy) : zeros(x.shape(), x.dtype(), x.device());
-  on(x.device(), [&](auto backend) { ssd_backward(backend, *this, upstream, dfinal ? contiguous(dfinal) : dfinal, g); });
+  on(x.device(), [&](auto backend) { ssd_backward(backend, *this, upstream, packed(dfinal), g); });
   for (int i = 0; i < 9; ++i)
-    if (fresh[static_cast<size_t>(i)]) to.give(i, fresh[static_cast<size_t>(i)]);
+    if (const Tensor& gradient = own[static_cast<size_t>(i)]) to.give(i, gradient);
 }
 
 Tensor ssd_step(const SsdStep& step) {
@@ -85,6 +90,12 @@ Tensor ssd_step(const SsdStep& step) {
             step.state.shape() == Shape{batch, heads, x.size(2), step.B.size(2)} && step.state.contiguous(),
         "ssd_step: x {}, dt {}, A_log {}, B {}, C {} and state {} do not fit", text(x), text(step.dt), text(step.A_log),
         text(step.B), text(step.C), text(step.state));
+  check((!step.D || step.D.shape() == Shape{heads} || step.D.shape() == Shape{heads, x.size(2)}) &&
+            (!step.z || step.z.shape() == x.shape()) && (!step.dt_bias || step.dt_bias.shape() == Shape{heads}),
+        "ssd_step: x {} but D {}, z {} and dt_bias {}", text(x), text(step.D), text(step.z), text(step.dt_bias));
+  for (const Tensor* t : {&step.dt, &step.A_log, &step.B, &step.C, &step.D, &step.z, &step.dt_bias, &step.state})
+    check(!*t || t->dtype() == x.dtype(), "ssd_step: x is {} but {} is {}", name(x.dtype()), text(*t), *t ? name(t->dtype()) : "");
+  check(step.A_log.contiguous() && (!step.D || step.D.contiguous()), "ssd_step: A_log and D must be contiguous");
   return on(x.device(), [&](auto backend) { return ssd_step(backend, step); });
 }
 

@@ -11,12 +11,14 @@
 //   Y_i = Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j + e^{cs_i} S C_i
 //   S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ
 //
-// so that nearly all work is matrix products. a_t is cut at -40 before it is summed (e^{-40} is nothing; its gradient is
-// then 0), and cs is kept in two numbers, so that a small decay after a large one loses no digits.
+// so that nearly all work is matrix products. a_t is cut at -40 before it is summed (a decay to 4e-18 stands for any
+// stronger one; the gradient is then 0), and cs is kept in two numbers, so that a small decay after a large one loses no digits.
 //
 // A chunk ends where a document ends, and the first chunk of a document starts from the state 0 (the first one of a row
 // from initial_state): documents never share a product, so nothing can leak, NaN included. Inside a chunk, where the
 // causal mask is a zero in a product, a NaN may reach earlier tokens of its own document.
+//
+// The state that enters a chunk is kept only where one does: with many documents there are many chunks, not many states.
 //
 // FLOPs per token and head, multiply and add counted: forward 4 P N + 2 Q P (+ 2 Q N once a group), backward twice and a
 // half that; the products over Q are counted in full, though half of each is masked.
@@ -42,10 +44,10 @@ struct Ssd {
   Tensor document;       // i32 [batch, time]                optional: a document starts where it differs from the token before
   bool softplus = true;  // false: Δ = clamp(dt + dt_bias)
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  // Δ beyond them is clamped, gradient 0
-  int64_t chunk = 0;     // tokens; 0: the backend's choice. The result does not depend on it beyond rounding
+  int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result does not depend on it beyond rounding
 
   // Kept for backward, besides all inputs but initial_state:
-  Tensor states = {};    // [chunks, head, head_dim, state]  the state that enters each chunk
+  Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters
   Tensor ungated = {};   // as x, only with z                y before the gate
   bool has_initial_state = false;
 
@@ -60,15 +62,15 @@ struct SsdResult {
   Tensor y, final_state;  // contiguous
   Tensor states, ungated;  // as in Ssd
 };
-/// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Those of x, dt,
-/// B, C and z may have rows apart.
+/// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Tokens of x, dt,
+/// B, C and z may lie apart, but each side by side; the others are contiguous.
 struct SsdGradients {
   Tensor x, dt, A_log, B, C, D, z, dt_bias, initial_state;
 };
 
-/// The number of chunks of a backend's forward pass: the first axis of `states`.
-int64_t ssd_chunks(Cpu, const Ssd& op);
-int64_t ssd_chunks(Cuda, const Ssd& op);
+/// How many states a backend keeps: the first axis of `states`.
+int64_t ssd_states(Cpu, const Ssd& op);
+int64_t ssd_states(Cuda, const Ssd& op);
 void ssd_forward(Cpu, const Ssd& op, const SsdResult& to);
 void ssd_forward(Cuda, const Ssd& op, const SsdResult& to);
 /// dfinal may be undefined: zero.

@@ -29,7 +29,7 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
   flags.add("dt-init-max", m.dt_init_max, "largest initial time step", {.min = 1e-9});
   flags.add("dt-min", m.dt_min, "lower limit of the time step", {.min = 0});
   flags.add("dt-max", m.dt_max, "upper limit of the time step", {.min = 0});
-  flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel", {.min = 0, .may_change = true});
+  flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel", {.min = 0, .max = 1024, .may_change = true});
   flags.add("d-intermediate", o.d_intermediate, "width of a gated MLP after every mixer; 0: none", {.min = 0});
   flags.add("tied", o.tied, "the output shares the embedding");
   flags.add("eps", m.eps, "epsilon of the gated norms", {.min = 0});

@@ -1,0 +1,49 @@
+// Mamba-2 language models as they are shared: a folder of config.json and model.safetensors, in one of two forms.
+//
+//   transformers   `Mamba2ForCausalLM` of Hugging Face transformers
+//   state_spaces   `MambaLMHeadModel` of the authors' code, github.com/state-spaces/mamba
+//
+//   const auto options = hugging_face::read_options(folder);
+//   Params params(run.device());
+//   const layers::LanguageModel model(params, run.mesh(), options);
+//   hugging_face::read_weights(folder, model);
+//
+// The rows of in_proj are [z, x, B, C, dt] in both and in ours; conv1d.weight is [channel, 1, width] there.
+//
+// The gated norm runs over each group of B and C by itself, as in the authors' code and in transformers since 5.23.
+// Until then transformers' torch code took all channels together, whatever n_groups: the logits that it gave with
+// several groups come back with `options.mixer.norm_groups = 1`.
+//
+// Dropout, recompute and initial values are not part of a shared model. The residual stream is fp32 here, as
+// residual_in_fp32 asks for.
+#pragma once
+
+#include "adder/layers/language_model.h"
+
+#include <string>
+
+namespace adder::hugging_face {
+
+enum class Form : unsigned char { transformers, state_spaces };
+
+/// The model that FOLDER/config.json describes, in either form. Throws, naming the field, what cannot be built here:
+/// another activation, attention layers, Mamba-1, sizes that do not fit together.
+layers::LanguageModelOptions read_options(const std::string& folder);
+
+/// Fills the parameters from FOLDER/model.safetensors, or from the files that model.safetensors.index.json names.
+/// Throws, naming it, if a tensor is missing, left over or of another shape. A tied model's lm_head.weight may be there
+/// if it is the embedding.
+void read_weights(const std::string& folder, const layers::LanguageModel& model);
+
+/// Writes both files; reading them gives the same bits. The folder may not hold a model yet. Throws, naming the option,
+/// what the form cannot say. transformers gets the vocabulary without its padding.
+void write(const std::string& folder, const layers::LanguageModel& model, Form form);
+
+// The parts of the above.
+
+/// The text of config.json.
+std::string config(const layers::LanguageModelOptions& options, Form form);
+/// The model that the text describes; errors name `where`.
+layers::LanguageModelOptions parse_config(const std::string& text, const std::string& where);
+
+}  // namespace adder::hugging_face
