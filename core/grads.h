@@ -19,7 +19,7 @@ class Grads {
   virtual ~Grads() = default;
   /// Whether input i (in the order of the operator's inputs()) needs a gradient.
   virtual bool wants(int i) const = 0;
-  /// The place for gradient i; asked for once at most, and then written, unless it accumulates.
+  /// The place for gradient i; asked for once at most, and then written.
   virtual Slot slot(int i) = 0;
   /// Hands over gradient i as a tensor, which may be one that backward was given. Nothing happens if it is not wanted.
   virtual void give(int i, Tensor gradient) = 0;

@@ -3,7 +3,7 @@
 #include "adder/data/restore.h"
 #include "adder/data/saved_run.h"
 #include "adder/distributed/run.h"
-#include "adder/recipes/language_model_flags.h"
+#include "adder/layers/language_model_flags.h"
 
 using namespace adder;
 

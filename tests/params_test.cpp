@@ -87,3 +87,7 @@ TEST_CASE("params: gradients that never arrived are settled as zero") {
   backward(apply(Matmul{.x = full({1, 2}, 5), .weight = a, .bias = {}}));
   CHECK(to_host(p.all()[0].gradient) == std::vector<double>{5, 5});
 }
+
+TEST_CASE("shape: more elements than 64 bits can count are refused") {
+  CHECK_THROWS_WITH((Shape{int64_t{1} << 40, int64_t{1} << 40}), ContainsSubstring("is too large"));
+}

@@ -403,8 +403,8 @@ TEST_CASE("ssd: torn tokens, pitched D and states, one tensor as B and C: gradie
         const auto D = apply(Split{.x = t[1], .sizes = {3, 2}}), S = apply(Split{.x = t[2], .sizes = {24, 3}});
         const auto x = apply(Split{.x = t[0], .sizes = {3, 3}});  // [batch, time, head, 3 + 3]: heads lie apart
         const auto h = apply(Split{.x = t[3], .sizes = {4}});
-        const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0], .z = x[1],
-                                         .initial_state = S[0].reshape({2, 2, 3, 4}), .chunk = 3});
+        const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0], .z = x[1], .dt_bias = {},
+                                         .initial_state = S[0].reshape({2, 2, 3, 4}), .document = {}, .chunk = 3});
         return std::vector{y, last, D[1], S[1]};
       },
       {random_normal({2, 5, 2, 6}, 1), random_normal({2, 5}, 2), random_normal({2, 27}, 3), random_normal({2, 5, 1, 4}, 4),

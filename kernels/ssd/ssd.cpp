@@ -1,6 +1,7 @@
 #include "adder/kernels/ssd/ssd.h"
 
 #include "adder/core/error.h"
+#include "adder/kernels/accumulate.h"
 
 #include <utility>
 
@@ -62,22 +63,27 @@ std::array<Tensor, 2> Ssd::forward() {
 }
 
 void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
-  // Straight into the tape's place where it may be overwritten, else into a tensor of its own that the tape takes.
+  // Straight into the tape's place where that may be overwritten, else into a tensor of its own that goes there after.
   std::array<Tensor, 9> own;
-  const auto place = [&](int i, const Tensor& input) {
-    if (to.wants(i) && input.rank() > 2)
-      if (const Slot slot = to.slot(i); !slot.accumulate && whole_tokens(slot.tensor)) return slot.tensor;
-    return own[static_cast<size_t>(i)] = empty_like(input);
+  std::array<Slot, 9> slots;
+  const auto place = [&](int number, const Tensor& input) {
+    const auto i = static_cast<size_t>(number);
+    if (to.wants(number)) slots[i] = to.slot(number);
+    const bool direct = slots[i].tensor && !slots[i].accumulate && number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
+    return direct ? slots[i].tensor : own[i] = empty_like(input);
   };
   const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());
   const SsdGradients g{.x = place(0, x), .dt = place(1, dt), .A_log = place(2, A_log), .B = place(3, B),
-                       .C = place(4, C), .D = to.wants(5) ? own[5] = empty_like(D) : Tensor(),
+                       .C = place(4, C), .D = to.wants(5) ? place(5, D) : Tensor(),
                        .z = to.wants(6) ? place(6, z) : Tensor(), .dt_bias = to.wants(7) ? place(7, dt_bias) : Tensor(),
-                       .initial_state = to.wants(8) ? own[8] = state_like : Tensor()};
+                       .initial_state = to.wants(8) ? place(8, state_like) : Tensor()};
   const Tensor upstream = dy ? contiguous(dy) : zeros(x.shape(), x.dtype(), x.device());
   on(x.device(), [&](auto backend) { ssd_backward(backend, *this, upstream, packed(dfinal), g); });
-  for (int i = 0; i < 9; ++i)
-    if (const Tensor& gradient = own[static_cast<size_t>(i)]) to.give(i, gradient);
+  for (size_t i = 0; i < 9; ++i) {
+    if (!own[i] || !slots[i].tensor) continue;
+    if (slots[i].accumulate) accumulate(own[i], slots[i].tensor);
+    else copy(own[i], slots[i].tensor);
+  }
 }
 
 Tensor ssd_step(const SsdStep& step) {
