@@ -7,6 +7,9 @@ find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
 set(MPI_CXX_SKIP_MPICXX ON)  # the C interface: the one for C++ is gone from newer MPIs
 find_package(MPI REQUIRED COMPONENTS CXX)
+if(ADDER_CUDA)
+  find_package(CUDAToolkit REQUIRED)
+endif()
 
 # OpenBLAS built on OpenMP shares our thread pool: a product inside a parallel region stays on its thread.
 find_library(ADDER_OPENBLAS openblas PATH_SUFFIXES openblas-openmp REQUIRED)

@@ -9,7 +9,14 @@ const char* name(Device device) { return device == Device::cpu ? "cpu" : "cuda";
 
 void no_cuda() { fail("this adder was built without CUDA: use the device cpu, or build where nvcc is found"); }
 
+#ifndef ADDER_WITH_CUDA  // otherwise in device_cuda.cpp
+int gpu_count() { return 0; }
+void choose_gpu(int) { no_cuda(); }
 CUstream_st* compute_stream() { no_cuda(); }
+CUstream_st* communication_stream() { no_cuda(); }
+CUstream_st* copy_stream() { no_cuda(); }
+void synchronize() {}
+#endif
 
 const char* name(DType type) {
   switch (type) {

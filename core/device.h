@@ -27,10 +27,22 @@ inline constexpr bool built_with_cuda = false;
 #endif
 
 const char* name(Device device);
-/// The stream that kernels of this process run on.
-CUstream_st* compute_stream();
 /// Throws: this build has no CUDA.
 [[noreturn]] void no_cuda();
+
+/// GPUs that answer; 0 in a build without CUDA.
+int gpu_count();
+/// The GPU of this process, to be chosen before the first tensor on it, by the rank on this host; GPU 0 otherwise.
+void choose_gpu(int index);
+
+/// The stream that kernels of this process run on, and those of collectives and of copies beside the kernels. Memory
+/// that is let go may be handed out at once for later work on the compute stream: who reads or writes it on another
+/// stream makes the compute stream wait before letting go.
+CUstream_st* compute_stream();
+CUstream_st* communication_stream();
+CUstream_st* copy_stream();
+/// Waits for all work on the compute stream; an error in it is thrown here.
+void synchronize();
 
 /// Calls f(Cpu{}) or f(Cuda{stream}).
 template <class F>

@@ -1,5 +1,6 @@
 #include "adder/core/memory.h"
 
+#include "adder/core/block.h"
 #include "adder/core/error.h"
 
 #include <algorithm>
@@ -10,6 +11,10 @@
 #include <vector>
 
 namespace adder {
+
+void* take_block(Cpu, int64_t bytes) { return std::aligned_alloc(64, static_cast<size_t>(bytes)); }
+void give_back_block(Cpu, void* block) { std::free(block); }
+
 namespace {
 
 // Sizes are rounded up to eighths of a power of two: at most 12.5 % is wasted and blocks of near sizes are shared.
@@ -19,8 +24,11 @@ int64_t rounded(int64_t bytes) {
   return static_cast<int64_t>((least + step - 1) / step * step);
 }
 
-class CpuPool {
+template <class Backend>
+class Pool {
  public:
+  explicit Pool(Backend backend) : backend_(backend) {}
+
   void* take(int64_t bytes) {
     const int64_t size = rounded(bytes);
     const std::lock_guard lock(mutex_);
@@ -29,12 +37,12 @@ class CpuPool {
       block = list.back();
       list.pop_back();
     } else {
-      block = std::aligned_alloc(64, static_cast<size_t>(size));
-      if (block == nullptr) {  // blocks of other sizes may be in the way
+      block = take_block(backend_, size);
+      if (block == nullptr && use_.reserved > use_.in_use) {  // blocks of other sizes may make room
         release_free();
-        block = std::aligned_alloc(64, static_cast<size_t>(size));
+        block = take_block(backend_, size);
       }
-      check(block != nullptr, "out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
+      if (block == nullptr) fail("out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
       use_.reserved += size;
     }
     use_.in_use += size;
@@ -63,34 +71,42 @@ class CpuPool {
  private:
   void release_free() {
     for (auto& [size, list] : free_) {
-      for (void* block : list) std::free(block);
+      for (void* block : list) give_back_block(backend_, block);
       use_.reserved -= size * static_cast<int64_t>(list.size());
       list.clear();
     }
   }
 
+  Backend backend_;
   std::mutex mutex_;
   std::map<int64_t, std::vector<void*>> free_;  // by rounded size
   MemoryUse use_;
 };
 
 // Never destroyed: tensors of static lifetime may outlive any order of destruction.
-CpuPool& cpu_pool() {
-  static CpuPool* const pool = new CpuPool;
+template <class Backend>
+Pool<Backend>& pool(Backend backend) {
+  static Pool<Backend>* const pool = new Pool<Backend>(backend);
   return *pool;
 }
 
 }  // namespace
 
-Storage::Storage(Device device, int64_t bytes) : data_(nullptr), bytes_(bytes), device_(device) {
-  if (device == Device::cuda) no_cuda();
-  data_ = cpu_pool().take(bytes);
+Storage::Storage(Device device, int64_t bytes)
+    : data_(on(device, [&](auto backend) { return pool(backend).take(bytes); })), bytes_(bytes), device_(device) {}
+
+Storage::~Storage() {
+  on(device_, [&](auto backend) { pool(backend).give_back(data_, bytes_); });
 }
 
-Storage::~Storage() { cpu_pool().give_back(data_, bytes_); }
-
-MemoryUse memory_use(Device) { return cpu_pool().use(); }
-void reset_peak(Device) { cpu_pool().reset_peak(); }
-void release_cached(Device) { cpu_pool().release(); }
+MemoryUse memory_use(Device device) {
+  return on(device, [](auto backend) { return pool(backend).use(); });
+}
+void reset_peak(Device device) {
+  on(device, [](auto backend) { pool(backend).reset_peak(); });
+}
+void release_cached(Device device) {
+  on(device, [](auto backend) { pool(backend).release(); });
+}
 
 }  // namespace adder

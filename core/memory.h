@@ -10,7 +10,7 @@
 
 namespace adder {
 
-/// A block of device memory, returned to its pool on destruction. Not initialised; 64-byte aligned.
+/// A block of device memory, returned to its pool on destruction. Not initialised; aligned to 64 bytes, 256 on the GPU.
 class Storage {
  public:
   Storage(Device device, int64_t bytes);

@@ -1,6 +1,7 @@
 #include "adder/core/tensor.h"
 
 #include "adder/core/bf16.h"
+#include "adder/core/copy.h"
 #include "adder/core/error.h"
 
 #include <algorithm>
@@ -123,8 +124,16 @@ decltype(auto) with_element(DType type, F&& f) {
   return f(int32_t{});
 }
 
-void require_host(const Tensor& t, const char* what) {
-  check(t.defined() && t.device() == Device::cpu, "{}: the tensor is not in host memory", what);
+// Calls f(Cuda) and returns true if t lies on a GPU.
+template <class F>
+bool on_gpu(const Tensor& t, F&& f) {
+  if constexpr (built_with_cuda) {
+    if (t.device() == Device::cuda) {
+      f(Cuda{compute_stream()});
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -142,35 +151,32 @@ Tensor full(Shape shape, double value, DType type, Device device) {
 Tensor from_host(Shape shape, std::span<const double> values, DType type, Device device) {
   check(static_cast<int64_t>(values.size()) == shape.count(), "{} values for a tensor {}", values.size(),
         to_string(shape));
-  Tensor t(shape, type, device);
-  require_host(t, "from_host");
+  Tensor t(shape, type);
   with_element(type, [&]<class T>(T) {
     std::transform(values.begin(), values.end(), t.data<T>(), [](double x) { return element<T>(x); });
   });
-  return t;
+  return to_device(t, device);
 }
 
 Tensor from_host(Shape shape, std::span<const int32_t> values, Device device) {
   check(static_cast<int64_t>(values.size()) == shape.count(), "{} values for a tensor {}", values.size(),
         to_string(shape));
-  Tensor t(shape, DType::i32, device);
-  require_host(t, "from_host");
+  Tensor t(shape, DType::i32);
   std::copy(values.begin(), values.end(), t.data<int32_t>());
-  return t;
+  return to_device(t, device);
 }
 
 void fill(const Tensor& t, double value) {
-  require_host(t, "fill");
+  check(t.defined(), "fill: an undefined tensor");
+  if (on_gpu(t, [&](Cuda on) { fill(on, t, value); })) return;
   with_element(t.dtype(), [&]<class T>(T) {
     each_row<T>(t, [&](int64_t, T* row) { std::fill(row, row + t.row(), element<T>(value)); });
   });
 }
 
-void copy(const Tensor& from, const Tensor& to) {
-  require_host(from, "copy");
-  require_host(to, "copy");
-  check(from.shape() == to.shape(), "copy: from {} to {}", to_string(from.shape()), to_string(to.shape()));
-  if (from.count() == 0) return;
+namespace {
+
+void copy_on_host(const Tensor& from, const Tensor& to) {
   // Both sides advance in pieces that are contiguous on each.
   const auto piece_length = [](const Tensor& t) { return t.contiguous() ? t.count() : t.row(); };
   const int64_t piece = std::min(piece_length(from), piece_length(to));
@@ -195,6 +201,25 @@ void copy(const Tensor& from, const Tensor& to) {
   });
 }
 
+}  // namespace
+
+void copy(const Tensor& from, const Tensor& to) {
+  check(from.defined() && to.defined(), "copy: {} is undefined", from ? "the target" : "the source");
+  check(from.shape() == to.shape(), "copy: from {} to {}", to_string(from.shape()), to_string(to.shape()));
+  if (from.count() == 0) return;
+  const bool same_device = from.device() == to.device();
+  if (on_gpu(to, [&](Cuda on) {
+        if (same_device) copy(on, from, to);
+        else upload(on, contiguous(adder::to(from, to.dtype())).address(), to);
+      }))
+    return;
+  if (same_device) return copy_on_host(from, to);
+  const bool direct = to.contiguous() && to.dtype() == from.dtype();
+  const Tensor host = direct ? to : Tensor(from.shape(), from.dtype());
+  on_gpu(from, [&](Cuda on) { download(on, from, host.address()); });
+  if (!direct) copy_on_host(host, to);
+}
+
 Tensor contiguous(const Tensor& t) { return t.contiguous() ? t : clone(t); }
 
 Tensor clone(const Tensor& t) {
@@ -210,12 +235,20 @@ Tensor to(const Tensor& t, DType type) {
   return result;
 }
 
+Tensor to_device(const Tensor& t, Device device) {
+  if (!t || t.device() == device) return t;
+  Tensor result(t.shape(), t.dtype(), device);
+  copy(t, result);
+  return result;
+}
+
 std::vector<double> to_host(const Tensor& t) {
-  require_host(t, "to_host");
+  check(t.defined(), "to_host: an undefined tensor");
+  const Tensor host = to_device(t, Device::cpu);
   std::vector<double> values(static_cast<size_t>(t.count()));
   with_element(t.dtype(), [&]<class T>(T) {
-    each_row<T>(t, [&](int64_t i, const T* row) {
-      std::transform(row, row + t.row(), values.begin() + i * t.row(), [](T x) { return value(x); });
+    each_row<T>(host, [&](int64_t i, const T* row) {
+      std::transform(row, row + host.row(), values.begin() + i * host.row(), [](T x) { return value(x); });
     });
   });
   return values;
@@ -228,7 +261,7 @@ double item(const Tensor& t) {
 
 bool bitwise_equal(const Tensor& a, const Tensor& b) {
   if (a.dtype() != b.dtype() || a.shape() != b.shape()) return false;
-  const Tensor x = contiguous(a), y = contiguous(b);
+  const Tensor x = contiguous(to_device(a, Device::cpu)), y = contiguous(to_device(b, Device::cpu));
   return std::memcmp(x.address(), y.address(), static_cast<size_t>(a.count() * size_of(a.dtype()))) == 0;
 }
 

@@ -102,19 +102,20 @@ Tensor full(Shape shape, double value, DType type = DType::f32, Device device = 
 Tensor from_host(Shape shape, std::span<const double> values, DType type = DType::f32, Device device = Device::cpu);
 Tensor from_host(Shape shape, std::span<const int32_t> values, Device device = Device::cpu);  // i32
 
-// Whole-tensor copies; any pitch on both sides.
+// Whole-tensor copies; any pitch on both sides. Only copies to the host wait for the GPU.
 void fill(const Tensor& t, double value);
-/// to = from: same shape, converting between floating dtypes.
+/// to = from: same shape, converting between dtypes, from any device to any device.
 void copy(const Tensor& from, const Tensor& to);
 Tensor contiguous(const Tensor& t);  // itself if it is already
 Tensor clone(const Tensor& t);
 Tensor to(const Tensor& t, DType type);
+Tensor to_device(const Tensor& t, Device device);  // itself if it is there already, or undefined
 /// All elements, row-major, on the host.
 std::vector<double> to_host(const Tensor& t);
 /// The value of a tensor of one element.
 double item(const Tensor& t);
 
-/// Same dtype, shape and bits.
+/// Same dtype, shape and bits, on any devices.
 bool bitwise_equal(const Tensor& a, const Tensor& b);
 
 }  // namespace adder

@@ -4,10 +4,16 @@
 
 namespace adder {
 
-void accumulate(Cpu, const Tensor& from, const Tensor& to) {
-  check(from.shape() == to.shape(), "accumulate: from {} to {}", to_string(from.shape()), to_string(to.shape()));
-  check(from.dtype() == to.dtype(), "accumulate: from {} to {}", name(from.dtype()), name(to.dtype()));
+void accumulate(const Tensor& from, const Tensor& to) {
+  const bool rounded = to.device() == Device::cuda && from.dtype() == DType::bf16 && to.dtype() == DType::f32;
+  check(from.shape() == to.shape() && from.device() == to.device(), "accumulate: from {} {} to {} {}",
+        name(from.device()), to_string(from.shape()), name(to.device()), to_string(to.shape()));
+  check(from.dtype() == to.dtype() || rounded, "accumulate: from {} to {}", name(from.dtype()), name(to.dtype()));
   if (to.count() == 0) return;
+  on(to.device(), [&](auto backend) { accumulate(backend, from, to); });
+}
+
+void accumulate(Cpu, const Tensor& from, const Tensor& to) {
   const bool flat = from.contiguous() && to.contiguous();
   const int64_t row = flat ? 1 << 14 : std::min(from.contiguous() ? to.row() : from.row(), to.contiguous() ? from.row() : to.row());
   with_float("accumulate", to.dtype(), [&]<class T>(T) {

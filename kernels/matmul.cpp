@@ -4,9 +4,12 @@
 #include "adder/kernels/blas.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace adder {
 namespace {
+
+std::atomic<bool> tf32 = false;
 
 // Elements from one row of a matrix to the next; the row must be the last axis.
 int64_t stride(const Tensor& t) {
@@ -17,7 +20,7 @@ int64_t stride(const Tensor& t) {
 
 }  // namespace
 
-void multiply(Cpu, const Product& p) {
+ProductSizes sizes_of(const Product& p) {
   const int rank = p.c.rank();
   check((rank == 2 || rank == 3) && p.a.rank() == rank && p.b.rank() == rank,
         "multiply: a {}, b {} and c {} must all be matrices or all be batches of matrices", to_string(p.a.shape()),
@@ -28,19 +31,31 @@ void multiply(Cpu, const Product& p) {
             p.b.size(p.transpose_b ? -1 : -2) == k && (rank == 2 || (p.a.size(0) == batch && p.b.size(0) == batch)),
         "multiply: a {}{} times b {}{} is not c {}", to_string(p.a.shape()), p.transpose_a ? " transposed" : "",
         to_string(p.b.shape()), p.transpose_b ? " transposed" : "", to_string(p.c.shape()));
+  check(!p.bias || (p.bias.shape() == Shape{n} && p.beta == 0), "multiply: c {} but bias {} and beta {}",
+        to_string(p.c.shape()), p.bias ? to_string(p.bias.shape()) : "", p.beta);
+  check(k > 0 || p.beta == 0 || p.beta == 1, "multiply: beta {} with an empty inner axis", p.beta);
+  return {batch, m, n, k, stride(p.a), stride(p.b), stride(p.c)};
+}
+
+void multiply(Cpu, const Product& p) {
+  const auto [batch, m, n, k, lda, ldb, ldc] = sizes_of(p);
   if (p.c.count() == 0) return;
-  const int64_t lda = stride(p.a), ldb = stride(p.b), ldc = stride(p.c);
   with_float("multiply", p.c.dtype(), [&]<class T>(T) {
     const T *a = p.a.data<T>(), *b = p.b.data<T>();
     T* c = p.c.data<T>();
+    if (p.bias) {  // c starts as the bias in every row
+      const T* bias = p.bias.data<T>();
+#pragma omp parallel for
+      for (int64_t i = 0; i < batch * m; ++i) std::copy_n(bias, n, c + i * ldc);
+    }
+    const double beta = p.bias ? 1 : p.beta;
     if (k == 0) {  // an empty sum
-      check(p.beta == 0 || p.beta == 1, "multiply: beta {} with an empty inner axis", p.beta);
-      if (p.beta == 0) fill(p.c, 0);
+      if (beta == 0) fill(p.c, 0);
       return;
     }
     const auto one = [&](int64_t i) {
       blas::gemm<T>(m, n, k, static_cast<T>(p.alpha), {a + i * p.a.size(-2) * lda, lda, p.transpose_a},
-                    {b + i * p.b.size(-2) * ldb, ldb, p.transpose_b}, static_cast<T>(p.beta), c + i * m * ldc, ldc);
+                    {b + i * p.b.size(-2) * ldb, ldb, p.transpose_b}, static_cast<T>(beta), c + i * m * ldc, ldc);
     };
     if (batch == 1) {
       one(0);
@@ -50,6 +65,9 @@ void multiply(Cpu, const Product& p) {
     for (int64_t i = 0; i < batch; ++i) one(i);
   });
 }
+
+void allow_tf32(bool allowed) { tf32 = allowed; }
+bool tf32_allowed() { return tf32; }
 
 void multiply(const Product& p) {
   on(p.c.device(), [&](auto backend) { multiply(backend, p); });
@@ -61,16 +79,8 @@ Tensor Matmul::forward() {
   check(!bias || bias.shape() == Shape{weight.size(0)}, "Matmul: weight {} but bias {}", to_string(weight.shape()),
         bias ? to_string(bias.shape()) : "");
   Tensor y(x.shape().with(-1, weight.size(0)), x.dtype(), x.device());
-  if (bias) {  // y starts as the bias in every row
-    const Tensor rows = y.matrix();
-    with_float("Matmul", y.dtype(), [&]<class T>(T) {
-      const T* b = bias.data<T>();
-      const int64_t n = rows.size(1);
-#pragma omp parallel for
-      for (int64_t i = 0; i < rows.size(0); ++i) std::copy(b, b + n, rows.data<T>() + i * n);
-    });
-  }
-  multiply({.a = x.matrix(), .b = weight, .c = y.matrix(), .transpose_b = true, .beta = bias ? 1.0 : 0.0});
+  multiply({.a = x.matrix(), .b = weight, .c = y.matrix(), .transpose_b = true,
+            .bias = bias ? to(contiguous(bias), y.dtype()) : Tensor()});
   return y;
 }
 

@@ -7,17 +7,30 @@
 
 namespace adder {
 
-/// c = alpha op(a) op(b) + beta c, with op the identity or the transpose of the last two axes.
-/// a, b, c: [rows, columns], or all [batch, rows, columns]; rows may lie apart. f32 or f64.
-/// beta = 0 overwrites c, NaN included.
+/// c = alpha op(a) op(b) + beta c + bias, with op the identity or the transpose of the last two axes.
+/// a, b, c: [rows, columns], or all [batch, rows, columns]; rows may lie apart. beta = 0 overwrites c, NaN included.
+/// On the CPU all are f32 or f64. On the GPU a and b are bf16 and c is bf16 or f32, or all are f32; sums are in f32.
 struct Product {
   Tensor a, b, c;
   bool transpose_a = false, transpose_b = false;
   double alpha = 1, beta = 0;
+  Tensor bias = {};  // [columns of c], added to each of its rows; then beta is 0
 };
 void multiply(Cpu, const Product& p);
-void multiply(Cuda, const Product& p);
+/// The algorithm, and so every bit, is a function of the shapes alone.
+void multiply(Cuda on, const Product& p);
 void multiply(const Product& p);
+
+/// Whether f32 products on the GPU may round their factors to TF32 (10 bits of mantissa): false unless allowed.
+void allow_tf32(bool allowed);
+bool tf32_allowed();
+
+/// op(a) is m x k, op(b) k x n; a stride is the number of elements from one row to the next.
+struct ProductSizes {
+  int64_t batch, m, n, k, stride_a, stride_b, stride_c;
+};
+/// Throws unless the operands fit.
+ProductSizes sizes_of(const Product& p);
 
 /// y = x Wᵀ + bias over the last axis: the affine map of a linear layer.
 /// Backward keeps x and the weight. dx = dy W, dW = dyᵀ x, dbias = sum of dy over the rows.

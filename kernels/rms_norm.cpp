@@ -100,7 +100,8 @@ void rms_norm_backward(Cpu, const RmsNorm& op, const Tensor& dy, const Tensor& d
 std::array<Tensor, 2> RmsNorm::forward() {
   check(x.defined() && x.rank() >= 1 && x.size(-1) > 0, "RmsNorm: x {} has no channels",
         x ? to_string(x.shape()) : "(undefined)");
-  check(weight.defined() && weight.shape() == Shape{x.size(-1)} && weight.dtype() == x.dtype(),
+  check(weight.defined() && weight.shape() == Shape{x.size(-1)} &&
+            (weight.dtype() == x.dtype() || (x.dtype() == DType::bf16 && weight.dtype() == DType::f32)),
         "RmsNorm: x {} {} but weight {}", name(x.dtype()), to_string(x.shape()),
         weight ? fmt::format("{} {}", name(weight.dtype()), to_string(weight.shape())) : "undefined");
   if (residual) check_alike("RmsNorm", "x", x, "residual", residual);

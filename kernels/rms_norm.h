@@ -13,7 +13,8 @@ namespace adder {
 /// Two outputs, y and s: s is the residual stream that the next block adds to (without a residual it is x itself).
 /// Backward, with d = dy ⊙ weight and x̂ = s r:  ds = r (d - x̂ mean(d ⊙ x̂)) + (what arrived for s), given to x and to
 /// residual;  dweight = sum of dy ⊙ x̂ over the rows, in blocks of fixed size summed in order.
-/// It keeps s and the weight; r is computed again while the row is in cache. Operands have one dtype.
+/// It keeps s and the weight; r is computed again while the row is in cache. Operands have one dtype,
+/// but with bf16 the weight may be f32.
 /// Memory floor: forward reads x, residual and writes s, y; backward reads s, dy, ds and writes one gradient.
 struct RmsNorm {
   Tensor x;              // [..., channel]

@@ -4,6 +4,7 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/core/random.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
@@ -92,4 +93,15 @@ TEST_CASE("dropout: p = 0 is the identity, NaN can be dropped, the tape keeps th
   CHECK(memory_use(Device::cpu).in_use - before == 4 * 64 * 8 + 64);  // the pool's smallest block
   CHECK_THROWS_WITH(drop(x, 1, 1, at(0, 0)), Catch::Matchers::Equals("Dropout: probability 1 is outside [0, 1)"));
   CHECK_THROWS_WITH(drop(x, 0.5, 1, x), Catch::Matchers::Equals("Dropout: position f64 [4, 64] is not i32 [2]"));
+}
+
+TEST_CASE("dropout: the GPU drops what the CPU drops", "[gpu][small]") {
+  if (no_gpu()) return;
+  const Shape shape = GENERATE(Shape{1}, Shape{3, 7}, Shape{3, 257, 5});
+  const int32_t first = GENERATE(0, 1, 2'000'000'000);
+  const DType type = GENERATE(DType::f32, DType::bf16);
+  const Tensor x = to(random_normal(shape, 1), type), position = at(41, first);
+  const Tensor y = drop(to(x, DType::f32), 0.3, 5, position);
+  const Tensor there = drop(to_device(x, Device::cuda), 0.3, 5, to_device(position, Device::cuda));
+  CHECK(bitwise_equal(there, to(y, type)));  // one product in f32, rounded once
 }

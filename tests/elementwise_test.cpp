@@ -3,11 +3,14 @@
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/kernels/view.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
 #include <cmath>
 #include <functional>
+#include <limits>
 
 using namespace adder;
 
@@ -127,4 +130,39 @@ TEST_CASE("elementwise: NaN stays NaN, and operands that differ are named") {
   CHECK_THROWS_WITH(apply(SiluMultiply{.y = a, .gate = to(a, DType::f32)}),
                     Catch::Matchers::Equals("SiluMultiply: y f64 [2, 3] but gate f32 [2, 3]"));
   CHECK_THROWS_WITH(apply(Multiply{.a = a, .b = {}}), Catch::Matchers::Equals("Multiply: b is undefined"));
+}
+
+TEST_CASE("elementwise: every backend agrees with f64, with rows apart or not", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const auto shape = GENERATE(Shape{1}, Shape{2, 3, 7}, Shape{5, 64}, Shape{4097});
+  const int64_t before = GENERATE(0, 3, 8);  // whether pieces of 16 bytes can be read at once
+  for (const Case& c : cases) {
+    const bool two = c.name != "Scale" && c.name != "Silu";
+    const auto f = [&](std::span<const Tensor> t) {
+      const auto parts = apply(Split{.x = t[0], .sizes = {before, shape[-1], before}});
+      const Tensor y = c.op(parts[1], two ? t[1] : Tensor());
+      return std::vector{y, c.op(parts[1], two ? t[1] : Tensor())};  // twice: gradients are also added to
+    };
+    INFO(c.name << " " << to_string(shape));
+    check_at(place, f, {random_normal(shape.with(-1, shape[-1] + 2 * before), 1), two ? random_normal(shape, 2) : Tensor()},
+             1e-6);  // exp and a few f32 roundings
+  }
+}
+
+TEST_CASE("elementwise: the activations take their limits on every backend", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const Tensor x = leaf(from_host({5}, std::vector{-infinity, -200.0, 200.0, infinity, std::nan("")}, place.type, place.device));
+  const Tensor y = apply(Silu{.x = x}), ones = full({5}, 1, place.type, place.device);
+  backward({&y, 1}, {&ones, 1});
+  const auto values = to_host(y), slopes = to_host(gradient(x));
+  CHECK(values[0] == 0);
+  CHECK(std::abs(values[1]) < 1e-30);
+  CHECK(values[2] == 200);
+  CHECK(values[3] == infinity);
+  CHECK(std::isnan(values[4]));
+  CHECK(std::abs(slopes[0]) < 1e-30);
+  CHECK(slopes[2] == 1);
+  CHECK(slopes[3] == 1);
+  CHECK(std::isnan(slopes[4]));
 }

@@ -3,10 +3,13 @@
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
 #include <omp.h>
+
+#include <cmath>
 
 using namespace adder;
 
@@ -71,4 +74,25 @@ TEST_CASE("embedding: keeps the tokens alone, and names a token outside the voca
                     Catch::Matchers::Equals("Embedding: token -1 at [0] is outside the vocabulary of 7"));
   CHECK_THROWS_WITH(apply(Embedding{.tokens = weight, .weight = weight}),
                     Catch::Matchers::Equals("Embedding: the tokens are f64, not i32"));
+}
+
+TEST_CASE("embedding: every backend agrees with f64", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t channels = GENERATE(1, 5, 64, 264), vocabulary = GENERATE(3, 37);
+  const Tensor tokens = some_tokens({7, 300}, static_cast<int32_t>(vocabulary));  // often: more than a warp sums
+  const auto f = [&](std::span<const Tensor> t) {
+    return std::vector{apply(Embedding{.tokens = t[1], .weight = t[0]}), apply(Embedding{.tokens = t[1], .weight = t[0]})};
+  };
+  check_at(place, f, {random_normal({vocabulary, channels}, 1), tokens}, 2e-6);  // sums of up to 1000 f32 numbers
+}
+
+TEST_CASE("embedding: on the GPU a token outside the vocabulary gives NaN and takes no gradient", "[gpu][small]") {
+  if (no_gpu()) return;
+  const Tensor tokens = from_host({4}, std::vector<int32_t>{1, -1, 2, 1}, Device::cuda);
+  const Tensor weight = leaf(full({2, 3}, 5, DType::f32, Device::cuda)), dy = full({4, 3}, 1, DType::f32, Device::cuda);
+  const Tensor y = apply(Embedding{.tokens = tokens, .weight = weight});
+  const auto rows = to_host(y);
+  for (size_t i = 0; i < 12; ++i) CHECK((i / 3 == 0 || i / 3 == 3 ? rows[i] == 5 : std::isnan(rows[i])));
+  backward({&y, 1}, {&dy, 1});
+  CHECK(to_host(gradient(weight)) == std::vector<double>{0, 0, 0, 2, 2, 2});
 }

@@ -3,6 +3,7 @@
 // waiting for it. What fails on all is said by the first.
 #define CATCH_CONFIG_RUNNER
 #include "adder/core/cpu.h"
+#include "adder/core/device.h"
 #include "adder/distributed/communicator.h"
 #include "adder/distributed/environment.h"
 #include "adder/distributed/program.h"
@@ -17,6 +18,7 @@
 int main(int argc, char** argv) try {
   const adder::Environment environment;
   adder::check_processor();
+  if (adder::built_with_cuda && adder::gpu_count() == 0) std::cout << "no GPU answers: its tests are skipped\n";
   if (adder::Communicator::world().size() == 1) return Catch::Session().run(argc, argv);
   const int64_t rank = adder::Communicator::world().rank();
   std::ostringstream report;

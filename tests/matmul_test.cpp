@@ -2,9 +2,12 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/kernels/matmul.h"
+#include "adder/kernels/view.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -64,4 +67,46 @@ TEST_CASE("matmul: beta 0 overwrites NaN, and wrong shapes are named") {
   CHECK_THROWS_WITH(multiply({.a = a, .b = a, .c = c}), Catch::Matchers::Equals("multiply: a [2, 3] times b [2, 3] is not c [2, 2]"));
   CHECK_THROWS_WITH(apply(Matmul{.x = a, .weight = a.slice_last(0, 2), .bias = {}}),
                     Catch::Matchers::Equals("Matmul: x [2, 3] but weight [2, 2]"));
+}
+
+TEST_CASE("matmul: products on every backend agree with f64, every transpose", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const bool ta = GENERATE(false, true), tb = GENERATE(false, true);
+  const int64_t batch = GENERATE(0, 3);
+  const auto sizes = GENERATE(std::array<int64_t, 3>{1, 1, 1}, std::array<int64_t, 3>{5, 7, 3},
+                              std::array<int64_t, 3>{64, 129, 40});
+  const auto [m, k, n] = sizes;
+  const auto shape = [&](int64_t r, int64_t c) { return batch ? Shape{batch, r, c} : Shape{r, c}; };
+  const auto f = [&](std::span<const Tensor> t) {
+    return std::vector{apply(BatchedMatmul{.a = t[0], .b = t[1], .transpose_a = ta, .transpose_b = tb})};
+  };
+  check_at(place, f, {random_normal(ta ? shape(k, m) : shape(m, k), 1), random_normal(tb ? shape(n, k) : shape(k, n), 2)},
+           1e-6);  // sums of 129 f32 products
+}
+
+TEST_CASE("matmul: a linear map on every backend agrees with f64, with bias, rows apart", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const bool bias = GENERATE(false, true);
+  const int64_t rows = GENERATE(1, 13, 1500), out = GENERATE(5, 64);  // 1500: sums of rows in two steps
+  const auto f = [&](std::span<const Tensor> t) {
+    const auto parts = apply(Split{.x = t[0], .sizes = {8, 24, 3}});
+    return std::vector{apply(Matmul{.x = parts[1], .weight = t[1], .bias = t[2]}), parts[0], parts[2]};
+  };
+  check_at(place, f, {random_normal({rows, 35}, 1), random_normal({out, 24}, 2), bias ? random_normal({out}, 3) : Tensor()},
+           2e-6);  // sums of 1500 f32 numbers
+}
+
+TEST_CASE("matmul: gradients of bf16 are added into f32", "[gpu][small]") {
+  if (no_gpu()) return;
+  const auto on_gpu = [](const Tensor& t, DType type) { return to_device(to(t, type), Device::cuda); };
+  const Tensor x = to(random_normal({33, 17}, 1), DType::bf16), dy = to(random_normal({33, 9}, 2), DType::bf16);
+  const Tensor sum = full({9, 17}, 0, DType::f32, Device::cuda);
+  const Tensor w = leaf(on_gpu(random_normal({9, 17}, 3), DType::bf16), sum);
+  for (int times = 0; times < 2; ++times) {
+    const Tensor y = apply(Matmul{.x = to_device(x, Device::cuda), .weight = w, .bias = {}}), d = to_device(dy, Device::cuda);
+    backward({&y, 1}, {&d, 1});
+  }
+  auto expected = to_host(naive(to(dy, DType::f64), to(x, DType::f64), true, false));
+  for (double& e : expected) e *= 2;
+  CHECK(relative_rms(sum, from_host({9, 17}, expected, DType::f64)) < 1e-6);  // products of bf16 are exact in f32
 }

@@ -4,6 +4,8 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/kernels/elementwise.h"
+#include "adder/kernels/view.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
@@ -115,4 +117,18 @@ TEST_CASE("rms_norm: keeps the sum and the weight, and names wrong shapes") {
                     Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] but weight f64 [4]"));
   CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = w, .weight = w.slice_last(0, 3)}),
                     Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] but residual f64 [4]"));
+}
+
+TEST_CASE("rms_norm: every backend agrees with f64", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const auto shape = GENERATE(Shape{1, 1}, Shape{3, 7}, Shape{65, 17}, Shape{5, 768}, Shape{2100, 40}, Shape{3, 8200});
+  const bool residual = GENERATE(false, true), wide_weight = GENERATE(false, true);
+  const auto f = [&](std::span<const Tensor> t) {
+    const auto parts = apply(Split{.x = t[0], .sizes = {8, shape[-1]}});  // rows apart
+    const auto [y, s] = apply(RmsNorm{.x = parts[1], .residual = t[2], .weight = t[1], .eps = 0.1});
+    return std::vector{y, s, parts[0]};
+  };
+  const Tensor weight = random_normal({shape[-1]}, 3, 0.3, 1);
+  check_at(place, f, {random_normal(shape.with(-1, shape[-1] + 8), 1), wide_weight ? to(weight, DType::f32) : weight,
+                      residual ? random_normal(shape, 2) : Tensor()}, 2e-6);  // sums of 8200 f32 numbers
 }

@@ -1,0 +1,88 @@
+// The GPU of this process: checked calls, the choice of the device, its streams.
+#include "adder/core/cuda.cuh"
+#include "adder/core/device.h"
+#include "adder/core/error.h"
+
+#include <atomic>
+#include <memory>
+
+namespace adder {
+namespace {
+
+struct DestroyStream {
+  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+};
+using Stream = std::unique_ptr<CUstream_st, DestroyStream>;
+
+Stream new_stream(int priority) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority), "a new CUDA stream");
+  return Stream(stream);
+}
+
+std::atomic<int> chosen = 0;
+std::atomic<bool> in_use = false;
+
+struct Gpu {
+  int device;
+  Stream compute, communication, copy;
+};
+
+Gpu open_gpu() {
+  in_use = true;
+  const int device = chosen;
+  check(cudaSetDevice(device), "the choice of the GPU");
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "the priorities of CUDA streams");
+  return {device, new_stream(least), new_stream(greatest), new_stream(least)};
+}
+
+const Gpu& gpu() {
+  // Never destroyed: at exit the driver may be gone before the last tensor is.
+  static const Gpu* const opened = new Gpu(open_gpu());
+  thread_local const bool current = (check(cudaSetDevice(opened->device), "the choice of the GPU"), true);
+  (void)current;
+  return *opened;
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what, std::source_location at) {
+  if (status == cudaSuccess) [[likely]] return;
+  cudaGetLastError();  // an error that can be recovered from is not reported twice
+  throw Error(fmt::format("{}: {}", what, cudaGetErrorString(status)), at);
+}
+
+void check_launch(cudaError_t status, const void* kernel, std::source_location at) {
+  if (status == cudaSuccess) [[likely]] return;
+  const char* name = nullptr;
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess || name == nullptr) name = "?";
+  check(status, fmt::format("launch of the kernel {}", name).c_str(), at);
+}
+
+void fail(const char* sentence, std::source_location at) { throw Error(sentence, at); }
+
+int gpu_count() {
+  static const int count = [] {
+    int n = 0;
+    if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
+    cudaGetLastError();
+    return 0;
+  }();
+  return count;
+}
+
+void choose_gpu(int index) {
+  check(index >= 0 && index < gpu_count(), "GPU {} of {}", index, gpu_count());
+  check(!in_use || index == chosen, "GPU {} cannot be chosen: this process works on GPU {}", index, chosen.load());
+  chosen = index;
+}
+
+CUstream_st* compute_stream() { return gpu().compute.get(); }
+CUstream_st* communication_stream() { return gpu().communication.get(); }
+CUstream_st* copy_stream() { return gpu().copy.get(); }
+void synchronize() {
+  if (in_use) check(cudaStreamSynchronize(compute_stream()), "work on the GPU");
+}
+
+}  // namespace adder

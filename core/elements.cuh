@@ -1,0 +1,145 @@
+// A tensor as kernels see it: elements counted in row-major order, rows that may lie apart, 16 bytes at a time.
+//
+// Memory-bound kernels give each thread one piece of per_piece<T> elements: 4 f32 or 8 bf16. Where every piece lies side
+// by side and is aligned, it moves in one access; elsewhere element by element. Arithmetic is in float.
+#pragma once
+
+#include "adder/core/cuda.cuh"
+#include "adder/core/tensor.h"
+
+#include <cstdint>
+#include <limits>
+
+namespace adder {
+
+template <class T>
+inline constexpr int per_piece = 16 / static_cast<int>(sizeof(T));
+
+__device__ inline float value(float x) { return x; }
+__device__ inline float value(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+
+/// Rounded to nearest, ties to even.
+template <class T>
+__device__ T element(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    bf16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+  }
+}
+
+/// Sixteen bytes.
+template <class T>
+struct alignas(16) Piece {
+  T v[per_piece<T>];
+};
+
+/// Passed to kernels by value. T is float, bf16, double or int32_t.
+template <class T>
+class Elements {
+ public:
+  static constexpr int n = per_piece<T>;
+
+  /// `piece` elements from a multiple of `piece` on (a row of a row-wise kernel, or 1) must lie side by side. Of an
+  /// undefined tensor there are no elements.
+  explicit Elements(const Tensor& t, int64_t piece = 1) {
+    if (!t) return;
+    data_ = t.data<T>();
+    count_ = t.count();
+    whole_ = reinterpret_cast<uintptr_t>(data_) % 16 == 0 && (piece == 1 || piece % n == 0);
+    if (t.contiguous()) return;
+    row_ = t.row();
+    pitch_ = t.pitch();
+    if (row_ % piece != 0) fail("rows of a tensor lie apart where a kernel reads them as one");
+    whole_ = whole_ && row_ % n == 0 && pitch_ % n == 0;
+    // i / row = high half of i * magic, exact as long as i * row < 2^64.
+    if (count_ > std::numeric_limits<int64_t>::max() / row_) fail("a tensor too large for its rows to lie apart");
+    magic_ = row_ == 1 ? 0 : std::numeric_limits<uint64_t>::max() / static_cast<uint64_t>(row_) + 1;
+  }
+
+  __host__ __device__ explicit operator bool() const { return data_ != nullptr; }
+  __host__ __device__ int64_t count() const { return count_; }
+
+  /// Address of element i.
+  __device__ T* operator()(int64_t i) const { return place(i).p; }
+
+  /// x = elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
+  __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
+    Place at = place(i);
+    if (whole_ && i + n <= end) {
+      const auto p = *reinterpret_cast<const Piece<T>*>(at.p);
+#pragma unroll
+      for (int j = 0; j < n; ++j) x[j] = value(p.v[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        x[j] = i + j < end ? value(*at.p) : 0.0f;
+        step(at);
+      }
+    }
+  }
+
+  /// Elements [i, min(i + n, end)) = x, rounded.
+  __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
+    Place at = place(i);
+    if (whole_ && i + n <= end) {
+      Piece<T> p;
+#pragma unroll
+      for (int j = 0; j < n; ++j) p.v[j] = element<T>(x[j]);
+      *reinterpret_cast<Piece<T>*>(at.p) = p;
+    } else {
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        if (i + j < end) *at.p = element<T>(x[j]);
+        step(at);
+      }
+    }
+  }
+
+  /// The same, added to what is there if `add`.
+  __device__ void put(int64_t i, int64_t end, float (&x)[n], bool add) const {
+    if (add) {
+      float before[n];
+      load(i, end, before);
+#pragma unroll
+      for (int j = 0; j < n; ++j) x[j] += before[j];
+    }
+    store(i, end, x);
+  }
+
+ private:
+  struct Place {
+    T* p;
+    int64_t left;  // elements to the end of the row
+  };
+  __device__ Place place(int64_t i) const {
+    if (i < row_) return {data_ + i, row_ - i};
+    const int64_t r = row_ == 1 ? i : static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(i), magic_));
+    const int64_t column = i - r * row_;
+    return {data_ + r * pitch_ + column, row_ - column};
+  }
+  __device__ void step(Place& at) const {
+    ++at.p;
+    if (--at.left > 0) return;
+    at.p += pitch_ - row_;
+    at.left = row_;
+  }
+
+  T* data_ = nullptr;
+  int64_t count_ = 0;
+  int64_t row_ = std::numeric_limits<int64_t>::max(), pitch_ = 0;
+  uint64_t magic_ = 0;
+  bool whole_ = false;
+};
+
+/// Calls f(T{}) with the type of a dtype that the GPU computes in: float, or bf16 with arithmetic in float.
+template <class F>
+decltype(auto) with_gpu_float(const char* op, DType type, F&& f) {
+  if (type == DType::f32) return f(float{});
+  if (type == DType::bf16) return f(bf16{});
+  no_such_dtype(op, type);
+}
+
+}  // namespace adder

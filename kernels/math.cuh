@@ -1,0 +1,24 @@
+// Elementary functions on the GPU, in float. NaN stays NaN; at +-inf each takes its limit. The contracts are those of
+// kernels/vector_math.h, with some 4 ulp.
+#pragma once
+
+namespace adder::math {
+
+/// 1 / (1 + exp(-x))
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+/// x sigmoid(x)
+__device__ inline float silu(float x) {
+  const float bounded = x < -128.0f ? -128.0f : x;  // beyond it the result is -0
+  return bounded / (1.0f + expf(-bounded));
+}
+
+/// sigmoid(x) (1 + x (1 - sigmoid(x)))
+__device__ inline float silu_gradient(float x) {
+  float bounded = x < -128.0f ? -128.0f : x;
+  bounded = bounded > 128.0f ? 128.0f : bounded;
+  const float s = sigmoid(bounded);
+  return s * (1.0f + bounded * (1.0f - s));
+}
+
+}  // namespace adder::math

@@ -1,0 +1,179 @@
+// Products through cuBLASLt. Floor: 2 m n k FLOPs at tensor core speed, or the operands' bytes at memory speed.
+#include "adder/kernels/matmul.h"
+
+#include "adder/core/cuda.cuh"
+#include "adder/core/error.h"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+#include <mutex>
+
+namespace adder {
+namespace {
+
+void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) adder::fail("{}: {}", what, cublasLtGetStatusString(status));
+}
+
+template <auto destroy>
+struct Destroy {
+  template <class T>
+  void operator()(T* handle) const {
+    destroy(handle);
+  }
+};
+using Handle = std::unique_ptr<cublasLtContext, Destroy<cublasLtDestroy>>;
+using Operation = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy<cublasLtMatmulDescDestroy>>;
+using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy<cublasLtMatrixLayoutDestroy>>;
+using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy<cublasLtMatmulPreferenceDestroy>>;
+
+constexpr int64_t workspace_bytes = 32 << 20;  // what NVIDIA recommends for Hopper
+
+cudaDataType_t type_of(const Tensor& t) {
+  if (t.dtype() == DType::f32) return CUDA_R_32F;
+  if (t.dtype() == DType::bf16) return CUDA_R_16BF;
+  no_such_dtype("multiply on the GPU", t.dtype());
+}
+
+// The largest power of two, up to 16, that the address is a multiple of.
+int64_t alignment(const Tensor& t) {
+  const auto address = reinterpret_cast<uintptr_t>(t.address());
+  return std::min<int64_t>(16, static_cast<int64_t>(address & (~address + 1)));
+}
+
+// cuBLAS counts by columns: a row-major matrix is the transpose of a column-major one with the same stride. So it makes
+// cᵀ = op(b)ᵀ op(a)ᵀ, with b first.
+struct Plan {
+  Operation operation;
+  Layout a, b, c;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+Layout layout_of(const Tensor& t, int64_t stride, int64_t batch) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  check(cublasLtMatrixLayoutCreate(&layout, type_of(t), static_cast<uint64_t>(t.size(-1)),
+                                   static_cast<uint64_t>(t.size(-2)), std::max(stride, t.size(-1))), "cuBLASLt layout");
+  Layout result(layout);
+  const auto count = static_cast<int32_t>(batch);
+  const int64_t apart = t.size(-2) * stride;
+  check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+        "cuBLASLt layout");
+  check(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &apart, sizeof apart),
+        "cuBLASLt layout");
+  return result;
+}
+
+template <class T>
+void set(const Operation& operation, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+  check(cublasLtMatmulDescSetAttribute(operation.get(), attribute, &value, sizeof value), "cuBLASLt operation");
+}
+
+template <class T>
+void set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
+  check(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof value), "cuBLASLt preference");
+}
+
+Operation operation_of(const Product& p) {
+  const bool round = tf32_allowed() && p.a.dtype() == DType::f32;
+  cublasLtMatmulDesc_t handle = nullptr;
+  check(cublasLtMatmulDescCreate(&handle, round ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
+        "cuBLASLt operation");
+  Operation operation(handle);
+  set(operation, CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(operation, CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+  if (p.bias) set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  return operation;
+}
+
+class Products {
+ public:
+  Products() {
+    cublasLtHandle_t handle = nullptr;
+    check(cublasLtCreate(&handle), "cuBLASLt");
+    handle_.reset(handle);
+  }
+
+  void run(Cuda on, const Product& p, const ProductSizes& s) {
+    const std::lock_guard lock(mutex_);
+    const Plan& plan = plan_of(p, s);
+    if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.address());
+    const float alpha = static_cast<float>(p.alpha), beta = static_cast<float>(p.beta);
+    check(cublasLtMatmul(handle_.get(), plan.operation.get(), &alpha, p.b.address(), plan.b.get(), p.a.address(),
+                         plan.a.get(), &beta, p.c.address(), plan.c.get(), p.c.address(), plan.c.get(),
+                         &plan.algorithm, workspace_.data(), workspace_bytes, on.stream), "cuBLASLt product");
+  }
+
+ private:
+  // All that the choice of an algorithm depends on.
+  using Key = std::array<int64_t, 13>;
+
+  const Plan& plan_of(const Product& p, const ProductSizes& s) {
+    const int64_t kind = p.transpose_a | p.transpose_b << 1 | (p.c.dtype() == DType::f32) << 2 |
+                         (p.a.dtype() == DType::f32) << 3 | p.bias.defined() << 4 | tf32_allowed() << 5;
+    const Key key{s.batch,      s.m, s.n, s.k, s.stride_a, s.stride_b, s.stride_c, kind, alignment(p.a), alignment(p.b),
+                  alignment(p.c), p.bias ? alignment(p.bias) : 0, p.beta != 0};
+    auto found = plans_.find(key);
+    if (found == plans_.end()) found = plans_.emplace(key, new_plan(p, s)).first;
+    return found->second;
+  }
+
+  Plan new_plan(const Product& p, const ProductSizes& s) {
+    Plan plan{operation_of(p), layout_of(p.a, s.stride_a, s.batch), layout_of(p.b, s.stride_b, s.batch),
+              layout_of(p.c, s.stride_c, s.batch), {}};
+    if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.address());
+    cublasLtMatmulPreference_t handle = nullptr;
+    check(cublasLtMatmulPreferenceCreate(&handle), "cuBLASLt preference");
+    const Preference preference(handle);
+    set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_bytes});
+    // Split sums may be added in a step of their own, in f32, but never into the result as they come.
+    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+    const auto bytes = [](const Tensor& t) { return static_cast<uint32_t>(alignment(t)); };
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes(p.b));
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes(p.a));
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, bytes(p.c));
+    set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, bytes(p.c));
+    cublasLtMatmulHeuristicResult_t best{};
+    int count = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan.operation.get(), plan.b.get(), plan.a.get(), plan.c.get(),
+                                       plan.c.get(), preference.get(), 1, &best, &count);
+    adder::check(status == CUBLAS_STATUS_SUCCESS && count == 1 && best.state == CUBLAS_STATUS_SUCCESS,
+                 "multiply: cuBLASLt has no algorithm for a {} {} times b {} {} into c {} {}", name(p.a.dtype()),
+                 to_string(p.a.shape()), name(p.b.dtype()), to_string(p.b.shape()), name(p.c.dtype()),
+                 to_string(p.c.shape()));
+    plan.algorithm = best.algo;
+    return plan;
+  }
+
+  Handle handle_;
+  Storage workspace_{Device::cuda, workspace_bytes};  // for the compute stream alone
+  std::mutex mutex_;
+  std::map<Key, Plan> plans_;
+};
+
+Products& products() {
+  static Products* const all = new Products;  // never destroyed: the driver may be gone by then
+  return *all;
+}
+
+}  // namespace
+
+void multiply(Cuda on, const Product& p) {
+  const ProductSizes s = sizes_of(p);
+  adder::check(p.a.dtype() == p.b.dtype() && (p.c.dtype() == p.a.dtype() || p.c.dtype() == DType::f32) &&
+                   (!p.bias || p.bias.dtype() == p.c.dtype()),
+               "multiply: a {} times b {} into c {}", name(p.a.dtype()), name(p.b.dtype()), name(p.c.dtype()));
+  if (p.c.count() == 0) return;
+  if (s.k == 0) {  // an empty sum
+    adder::check(!p.bias, "multiply: a bias with an empty inner axis");
+    if (p.beta == 0) fill(p.c, 0);
+    return;
+  }
+  products().run(on, p, s);
+}
+
+}  // namespace adder
