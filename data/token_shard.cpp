@@ -158,6 +158,7 @@ struct TokenShardWriter::State {
   }
 
   void put(std::span<const int32_t> tokens) {
+    if (tokens.empty()) return;  // an empty document: its end follows
     size_t written = 0;
     if (width_of(info.vocabulary) == 4) {
       written = fwrite(tokens.data(), 4, tokens.size(), waiting);

@@ -124,7 +124,7 @@ TEST_CASE("text: missing, empty and cut files are named") {
   CHECK_THAT(complaint(folder / "empty"), ContainsSubstring("empty: the folder holds no files"));
   {
     TextWriter writer(folder / "whole.jsonl.zst");
-    for (int i = 0; i < 9999; ++i) writer.add({std::to_string(i * i * 7919), "A"});
+    for (int64_t i = 0; i < 9999; ++i) writer.add({std::to_string(i * i * 7919), "A"});
     writer.finish();
   }
   const auto bytes = file_bytes(folder / "whole.jsonl.zst");
