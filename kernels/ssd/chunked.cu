@@ -1,0 +1,85 @@
+// Backward of the chunked form, from its parts; what comes before and after the kernels of the chunks.
+#include "adder/kernels/math.cuh"
+#include "adder/kernels/matmul.h"
+#include "adder/kernels/ssd/chunked_backward.cuh"
+
+namespace adder::ssd {
+namespace {
+
+constexpr int threads = 256;
+
+// dy = dout silu(z), dz = dout y silu'(z). dz may have no elements: not wanted.
+__global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Elements<bf16> z, Elements<bf16> y,
+                                                        Elements<bf16> dy, Elements<bf16> dz) {
+  constexpr int n = Elements<bf16>::n;
+  const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, end = dout.count();
+  if (i >= end) return;
+  float d[n], gate[n], to[n];
+  dout.load(i, end, d);
+  z.load(i, end, gate);
+#pragma unroll
+  for (int k = 0; k < n; ++k) to[k] = d[k] * math::silu(gate[k]);
+  dy.store(i, end, to);
+  if (!dz) return;
+  y.load(i, end, to);
+#pragma unroll
+  for (int k = 0; k < n; ++k) to[k] *= d[k] * math::silu_gradient(gate[k]);
+  dz.store(i, end, to);
+}
+
+// Σ over the first axis of f32 parts, rounded: [parts, elements] -> [elements].
+__global__ void __launch_bounds__(threads) sum_parts(const float* parts, int64_t count, int64_t elements, Elements<bf16> to) {
+  const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
+  if (i >= elements) return;
+  float sum = 0;
+  for (int64_t k = 0; k < count; ++k) sum += parts[k * elements + i];
+  *to(i) = element<bf16>(sum);
+}
+
+Tensor gated_gradient(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dz) {
+  if (!op.z) return reinterpret_cast<uintptr_t>(dout.address()) % 16 == 0 ? dout : clone(dout);
+  Tensor dy = empty_like(dout);
+  const int64_t n = Elements<bf16>::n;
+  launch(through_gate, blocks(dout.count(), threads * n), threads, 0, on, Elements<bf16>(dout), Elements<bf16>(op.z, n),
+         Elements<bf16>(op.ungated), Elements<bf16>(dy), Elements<bf16>(dz, n));
+  return dy;
+}
+
+const float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
+
+}  // namespace
+
+void chunked_backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, const SsdGradients& to) {
+  const Tensor dy = gated_gradient(on, op, dout, to.z);
+  const Decays decays(on, op);
+  const Problem p(op, decays);
+  const Tensor S = state_tiles(p), G = state_tiles(p);
+  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = S},
+        {.x = dy, .B = op.C, .begin = dfinal, .states = G, .end = to.initial_state, .reverse = true});
+
+  const int64_t chunks = p.batch * p.chunks, splits = head_splits(p, 512);  // four waves, or as near as the heads allow
+  const bool per_channel = op.D && op.D.rank() == 2;
+  const Tensor dA({chunks, p.heads}, DType::f32, Device::cuda), dbias = empty_like(dA);
+  const Tensor dD = to.D ? Tensor({chunks, p.heads * (per_channel ? p.P : 1)}, DType::f32, Device::cuda) : Tensor();
+  const Shape in_parts{splits, p.batch * p.time * p.groups * p.N};
+  const Tensor dB = splits > 1 ? Tensor(in_parts, DType::f32, Device::cuda) : Tensor(), dC = dB ? empty_like(dB) : Tensor();
+  const auto stride = [](const Tensor& t) { return t.stride(t.size(2) * t.size(3)); };
+  launch_gradients(on, {.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .dy = Tokens(dy),
+                        .S = S.data<bf16>(), .G = G.data<bf16>(), .dt = op.dt.data<bf16>(), .stride_dt = op.dt.stride(p.heads),
+                        .A_log = op.A_log.data<float>(), .bias = floats(op.dt_bias), .D = floats(op.D),
+                        .D_per_channel = per_channel, .step = TimeStep(op.softplus, op.dt_min, op.dt_max),
+                        .dx = to.x.data<bf16>(), .dB = to.B.data<bf16>(), .dC = to.C.data<bf16>(), .ddt = to.dt.data<bf16>(),
+                        .stride_dx = stride(to.x), .stride_dB = stride(to.B), .stride_dC = stride(to.C),
+                        .stride_ddt = to.dt.stride(p.heads), .dB_parts = dB ? dB.data<float>() : nullptr,
+                        .dC_parts = dC ? dC.data<float>() : nullptr, .dA_log = dA.data<float>(), .dbias = dbias.data<float>(),
+                        .dD = dD ? dD.data<float>() : nullptr, .splits = splits});
+
+  sum_rows(on, dA, to.A_log, false);
+  if (to.dt_bias) sum_rows(on, dbias, to.dt_bias, false);
+  if (dD) sum_rows(on, dD, to.D.reshape({to.D.count()}), false);
+  for (const auto& [parts, sum] : {std::pair(dB, to.B), std::pair(dC, to.C)})
+    if (parts)
+      launch(sum_parts, blocks(sum.count(), threads), threads, 0, on, floats(parts), splits, sum.count(), Elements<bf16>(sum));
+}
+
+}  // namespace adder::ssd

@@ -1,0 +1,78 @@
+// What the kernels of the chunked form share.
+#pragma once
+
+#include "adder/core/launch.cuh"
+#include "adder/kernels/mma.cuh"
+#include "adder/kernels/ssd/chunked.h"
+
+namespace adder::ssd {
+
+inline constexpr int Q = 64;      // tokens of a chunk
+inline constexpr int P_tile = 64;  // channels of a head, with zeros behind them
+
+/// A masked weight. Weights are exponentials, never negative; a NaN is not masked.
+inline constexpr float masked = -1;
+__device__ inline float times(float weight, float x) { return weight < 0 ? 0.0f : weight * x; }
+
+/// Δ, cs and documents of a whole problem.
+struct Decays {
+  Tensor delta, sum;  // f32 [batch, chunk, head, Q]: Δ_t; cs_t from the start of the chunk, this token included
+  Tensor start;       // i32 [batch, time]: the first token of this one's document, -1 for a row's first document; or undefined
+  Decays(Cuda on, const Ssd& op);
+};
+
+/// Sizes, and Decays as kernels see them.
+struct Problem {
+  int64_t batch, time, heads, groups, chunks;
+  int P, N;
+  const float *delta, *sum;
+  const int* start;
+
+  Problem(const Ssd& op, const Decays& decays);
+  __host__ __device__ int64_t heads_per_group() const { return heads / groups; }
+  __device__ int tokens_of(int64_t chunk) const { return static_cast<int>(min(int64_t{Q}, time - chunk * Q)); }
+  /// Where Δ and cs of a chunk and head begin.
+  __device__ int64_t decays_at(int64_t b, int64_t chunk, int64_t head) const { return ((b * chunks + chunk) * heads + head) * Q; }
+  /// The document of token i of a chunk; tokens behind the last one belong to its document.
+  __device__ int document(int64_t b, int64_t chunk, int i) const {
+    return start == nullptr ? -1 : start[b * time + min(chunk * Q + i, time - 1)];
+  }
+};
+
+/// Tokens of a bf16 tensor [batch, time, item, n].
+struct Tokens {
+  const bf16* data;
+  int64_t stride;  // elements from one token to the next
+  int64_t n;
+  explicit Tokens(const Tensor& t) : data(t.data<bf16>()), stride(t.stride(t.size(2) * t.size(3))), n(t.size(3)) {}
+  __device__ const bf16* at(int64_t token, int64_t item) const { return data + token * stride + item * n; }
+};
+
+/// The states of all chunks and heads: bf16 [batch, chunk, head, P_tile, N_tile], zeros behind P and N.
+Tensor state_tiles(const Problem& p);
+inline int N_tile(const Problem& p) { return p.N <= 64 ? 64 : 128; }
+
+/// S from chunk to chunk, forward in time, or its gradient, backward. Where `states` is defined, each chunk gets the state
+/// that enters it (forward) or the gradient of the state that leaves it (backward).
+///   forward:  S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ          backward: dS = e^{cs_Q} dS' + Σ_i e^{cs_i} dy_i C_iᵀ
+struct Sweep {
+  Tensor x, B;        // x and B; backward: dy and C
+  Tensor begin = {};  // f32 [batch, head, P, N]: initial_state, or the gradient of the final one; undefined: zero
+  Tensor states = {}; // state_tiles
+  Tensor end = {};    // f32 as begin: the final state, or the gradient of the initial one; undefined: not wanted
+  bool reverse = false;
+};
+void sweep(Cuda on, const Problem& p, const Sweep& first);
+void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second);  // beside each other
+
+/// Blocks that share the heads of a group so that `wanted` blocks have work.
+int64_t head_splits(const Problem& p, int64_t wanted);
+
+/// Calls f with the width of the tiles of states as a constant.
+template <class F>
+void with_N_tile(const Problem& p, F&& f) {
+  if (p.N <= 64) f(std::integral_constant<int, 64>{});
+  else f(std::integral_constant<int, 128>{});
+}
+
+}  // namespace adder::ssd

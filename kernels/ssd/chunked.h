@@ -1,0 +1,36 @@
+// SSD on tensor cores, in chunks of Q = 64 tokens: bf16, head_dim P <= 64, state N <= 128, both multiples of 8.
+//
+// The equations are those of ssd.h and backward.cpp. Products have bf16 factors and f32 sums; Δ, cs, decays, states
+// that are carried and all that is summed over tokens or heads are f32 (cs is summed in f64 and rounded once). Rounded to bf16 on the way:
+// the states as factors of a product, (C·B) e^{cs_i - cs_j} Δ_j, and w_j x_j where a state takes it up.
+//
+//   decays      Δ and cs of every token and head; where its document starts
+//   sweep       one block a (row, head): S from chunk to chunk, in registers, each one's entering S written down. With few
+//               rows and heads the row is cut in segments: their states from zero first, then those that enter them
+//   outputs     one block a (chunk, group): C Bᵀ once, in registers; then head after head y = M x + e^{cs} C Sᵀ + D x
+//   gradients   the same shape: dx, ddt and sums for D, A and the bias head by head; dB, dC and d(C Bᵀ) stay in registers
+//               over the heads of the group, so no sum over heads ever leaves the block (unless few chunks force the
+//               heads on several blocks: then the parts are added in order)
+//
+// Forward is decays, sweep, outputs; backward decays, two sweeps in one launch (S forward, dS backward), gradients: the
+// states are computed again and not kept.
+//
+// Cost, T tokens, X = 2 T H P bytes, S = 2 T H P N / Q bytes of states: forward moves 3 X + 2 S bytes and
+// 2 T H (2 P N + Q P / 2) FLOPs, backward 5 X + 4 S and 2 T H (6 P N + 3/2 Q P): bound by memory, 0.55 + 1.0 ms at
+// B 8, L 4096, H 80, P 64, N 128 and 4.3 TB/s.
+//
+// A NaN stays in its row; but inside one chunk, where a mask is a zero in a product, it may reach other tokens,
+// those of another document included.
+#pragma once
+
+#include "adder/kernels/ssd/ssd.h"
+
+namespace adder::ssd {
+
+/// Whether the operands suit it: dtype, sizes and 16-byte alignment.
+bool chunked_fits(const Ssd& op);
+bool chunked_fits(const SsdGradients& to);
+void chunked_forward(Cuda on, const Ssd& op, const SsdResult& to);
+void chunked_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
+
+}  // namespace adder::ssd

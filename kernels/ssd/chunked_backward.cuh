@@ -1,0 +1,100 @@
+// What the gradient kernel of the chunked form is told, and its last step.
+#pragma once
+
+#include "adder/kernels/ssd/chunked.cuh"
+#include "adder/kernels/ssd/time_step.cuh"
+#include "adder/kernels/warp.cuh"
+
+namespace adder::ssd {
+
+inline constexpr int gradient_threads = 256;
+
+struct Gradients {
+  Problem p;
+  Tokens x, B, C, dy;
+  const bf16 *S, *G;     // state_tiles: what enters each chunk; the gradient of what leaves it
+  const bf16* dt;
+  int64_t stride_dt;
+  const float *A_log, *bias, *D;
+  bool D_per_channel;
+  TimeStep step;
+  bf16 *dx, *dB, *dC, *ddt;
+  int64_t stride_dx, stride_dB, stride_dC, stride_ddt;
+  float *dB_parts, *dC_parts;      // [split, batch, time, group, N] if the heads of a group lie in several blocks, else null
+  float *dA_log, *dbias, *dD;      // [batch, chunk, head], dD also [.., P]: sums over the chunk; dD may be null
+  int64_t splits;
+};
+
+/// Sums over one chunk and head that the warps leave for the last step, by token.
+struct Parts {
+  float row[2][Q], column[4][Q];   // of W, by half of the columns; by 16 rows
+  float enter[2][Q], leave[2][Q];  // e^{cs_i} dy_i·(S C_i); τ
+  float input[2][Q], skip[2][Q];   // u·x; dy·x
+  float channel[4][P_tile];        // dy ⊙ x, by 16 tokens, if D is per channel
+  float states[gradient_threads / 32];  // <G, S>
+};
+
+/// From the sums to dcs, da and ddt, and to this chunk's share of dA_log, dbias and dD. One warp, two tokens a lane.
+__device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, int64_t h, const Parts& s, const float* delta,
+                                  const float* sum, const int* document) {
+  const Problem& p = a.p;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  double dcs[2];
+  float tau[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i;
+    tau[i] = s.leave[0][t] + s.leave[1][t];
+    const float rows = s.row[0][t] + s.row[1][t];
+    const float columns = (s.column[0][t] + s.column[1][t]) + (s.column[2][t] + s.column[3][t]);
+    dcs[i] = static_cast<double>(rows) - columns + (s.enter[0][t] + s.enter[1][t]) - tau[i];
+  }
+  double end = warp_sum(static_cast<double>(tau[0]) + tau[1]);
+  if (document[Q - 1] < chunk * Q) {
+    double states = 0;
+    for (const float part : s.states) states += part;
+    end += static_cast<double>(__expf(sum[Q - 1])) * states;
+  }
+  if (lane == 31) dcs[1] += end;
+  double from_here = dcs[0] + dcs[1];  // and all lanes behind
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const double behind = __shfl_down_sync(all_lanes, from_here, step);
+    if (lane + step < 32) from_here += behind;
+  }
+  const double behind = __shfl_down_sync(all_lanes, from_here, 1);
+  const double da1 = dcs[1] + (lane == 31 ? 0.0 : behind), da[2] = {da1 + dcs[0], da1};
+
+  const float A = -expf(a.A_log[h]), bias = a.bias == nullptr ? 0.0f : a.bias[h];
+  double sums[3] = {0, 0, 0};  // for A_log, bias, D
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i;
+    const int64_t token = b * p.time + chunk * Q + t;
+    if (t >= p.tokens_of(chunk)) continue;
+    double d = static_cast<double>(s.input[0][t]) + s.input[1][t];
+    if (!is_cut(delta[t], A)) {
+      d += A * da[i];
+      sums[0] += static_cast<double>(delta[t]) * A * da[i];
+    }
+    const float gradient = static_cast<float>(d) * a.step.slope(value(a.dt[token * a.stride_dt + h]) + bias);
+    a.ddt[token * a.stride_ddt + h] = element<bf16>(gradient);
+    sums[1] += gradient;
+    sums[2] += s.skip[0][t] + s.skip[1][t];
+  }
+#pragma unroll
+  for (double& x : sums) x = warp_sum(x);
+  const int64_t at = (b * p.chunks + chunk) * p.heads + h;
+  if (lane == 0) {
+    a.dA_log[at] = static_cast<float>(sums[0]);
+    a.dbias[at] = static_cast<float>(sums[1]);
+    if (a.dD != nullptr && !a.D_per_channel) a.dD[at] = static_cast<float>(sums[2]);
+  }
+  if (a.dD != nullptr && a.D_per_channel)
+    for (int i = lane; i < p.P; i += 32)
+      a.dD[at * p.P + i] = (s.channel[0][i] + s.channel[1][i]) + (s.channel[2][i] + s.channel[3][i]);
+}
+
+void launch_gradients(Cuda on, const Gradients& a);
+
+}  // namespace adder::ssd

@@ -1,0 +1,219 @@
+// y from the tokens of a chunk and the state that enters it: one block a (chunk, group), four warps of 16 tokens each.
+// Floor: x and the states read, y written; C Bᵀ and C stay in registers over the heads.
+#include "adder/kernels/math.cuh"
+#include "adder/kernels/ssd/chunked.cuh"
+
+namespace adder::ssd {
+namespace {
+
+using namespace mma;
+
+constexpr int threads = 128;
+
+struct Arguments {
+  Problem p;
+  Tokens x, B, C;
+  const bf16* states;
+  const float* D;
+  bool D_per_channel;
+  const bf16* z;  // or null
+  int64_t stride_z;
+  bf16 *y, *ungated;  // [batch, time, head, P]
+  int64_t splits;
+};
+
+template <int N_tile>
+struct alignas(128) Shared {
+  struct Stage {
+    bf16 x[Q * P_tile], state[P_tile * N_tile];
+    float delta[Q], sum[Q];
+  };
+  Stage stage[2];
+  bf16 y[Q * P_tile];
+  int document[Q];
+};
+
+template <int N_tile>
+__device__ void load_stage(const Arguments& a, int64_t b, int64_t chunk, int64_t h, typename Shared<N_tile>::Stage& to) {
+  const Problem& p = a.p;
+  copy_tile_async(Tile<P_tile>{to.x}, a.x.at(b * p.time + chunk * Q, h), a.x.stride, p.tokens_of(chunk), p.P);
+  const int64_t state = (b * p.chunks + chunk) * p.heads + h;
+  copy_tile_async(Tile<N_tile>{to.state}, a.states + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+  const int i = static_cast<int>(threadIdx.x) * 4;
+  if (i < Q) copy_async(to.delta + i, p.delta + state * Q + i, true);
+  else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + state * Q + i - Q, true);
+  commit_copies();
+}
+
+// What one warp keeps over the heads: its 16 rows of C, and of C Bᵀ the columns that are not masked.
+template <int N_tile>
+struct Rows {
+  int first;  // token
+  Left C[N_tile / 16];
+  float CB[Q / 8][4];
+
+  __device__ Rows(Tile<N_tile> C_tile, Tile<N_tile> B) : first(static_cast<int>(threadIdx.x / 32) * 16) {
+#pragma unroll
+    for (int k = 0; k < N_tile / 16; ++k) C[k] = left(C_tile, first, k * 16);
+#pragma unroll
+    for (int j = 0; j < Q; j += 16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) CB[j / 8][i] = CB[j / 8 + 1][i] = 0;
+      if (j > first) continue;
+#pragma unroll
+      for (int k = 0; k < N_tile / 16; ++k) {
+        const Right b = right(B, j, k * 16);
+        multiply_add(CB[j / 8], C[k], b, 0);
+        multiply_add(CB[j / 8 + 1], C[k], b, 1);
+      }
+    }
+  }
+
+  // e^{cs_i} S C_i of every row: y[p / 8] are sums.
+  __device__ void through_state(const typename Shared<N_tile>::Stage& s, const float (&from_start)[2], float (&y)[8][4]) const {
+    const Tile<N_tile> state{const_cast<bf16*>(s.state)};
+#pragma unroll
+    for (int k = 0; k < N_tile / 16; ++k)
+#pragma unroll
+      for (int p = 0; p < P_tile; p += 16) {
+        const Right b = right(state, p, k * 16);
+        multiply_add(y[p / 8], C[k], b, 0);
+        multiply_add(y[p / 8 + 1], C[k], b, 1);
+      }
+#pragma unroll
+    for (int t = 0; t < 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[t][i] = times(from_start[i / 2], y[t][i]);
+  }
+
+  // Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
+  __device__ void through_scores(const typename Shared<N_tile>::Stage& s, const int* document, float (&y)[8][4]) const {
+    const Tile<P_tile> x{const_cast<bf16*>(s.x)};
+    const int r = first + lane() / 4, q = lane() % 4 * 2;
+    const float cs[2] = {s.sum[r], s.sum[r + 8]};
+    const int own[2] = {document[r], document[r + 8]};
+#pragma unroll
+    for (int block = 0; block < Q; block += 16) {
+      if (block > first) break;
+      Left M;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int j = block + half * 8 + q;
+        float m[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = j + i % 2;
+          const bool counts = column <= r + i / 2 * 8 && document[column] == own[i / 2];
+          m[i] = counts ? CB[block / 8 + half][i] * __expf(cs[i / 2] - s.sum[column]) * s.delta[column] : 0.0f;
+        }
+        M.r[2 * half] = pack(m[0], m[1]);
+        M.r[2 * half + 1] = pack(m[2], m[3]);
+      }
+#pragma unroll
+      for (int p = 0; p < P_tile; p += 16) {
+        const Right b = right_transposed(x, p, block);
+        multiply_add(y[p / 8], M, b, 0);
+        multiply_add(y[p / 8 + 1], M, b, 1);
+      }
+    }
+  }
+};
+
+// + D x, through the gate, rounded, and out by whole pieces. A warp touches its own rows of the tile alone.
+__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, const bf16* x_tile, bf16* y_tile, int first,
+                       float (&y)[8][4]) {
+  const Problem& p = a.p;
+  const Tile<P_tile> x{const_cast<bf16*>(x_tile)}, tile{y_tile};
+  const int rows = p.tokens_of(chunk);
+  const int64_t token = b * p.time + chunk * Q;
+  const auto out = [&](bf16* to) {
+    __syncwarp();
+    for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
+      const int row = first + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
+      if (row < rows && column < p.P)
+        *reinterpret_cast<uint4*>(to + ((token + row) * p.heads + h) * p.P + column) =
+            *reinterpret_cast<const uint4*>(tile.at(row, column));
+    }
+    __syncwarp();
+  };
+  const auto each_pair = [&](auto&& f) {
+#pragma unroll
+    for (int t = 0; t < 8; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 + lane() % 4 * 2);
+  };
+  each_pair([&](float& y0, float& y1, int row, int column) {
+    if (a.D != nullptr && column < p.P) {
+      const float2 u = load_pair(x.at(row, column));
+      y0 += (a.D_per_channel ? a.D[h * p.P + column] : a.D[h]) * u.x;
+      y1 += (a.D_per_channel ? a.D[h * p.P + column + 1] : a.D[h]) * u.y;
+    }
+    store_pair(tile.at(row, column), y0, y1);
+  });
+  if (a.z == nullptr) return out(a.y);
+  out(a.ungated);
+  each_pair([&](float y0, float y1, int row, int column) {
+    if (row >= rows || column >= p.P) return;
+    const float2 z = load_pair(a.z + (token + row) * a.stride_z + h * p.P + column);
+    store_pair(tile.at(row, column), y0 * math::silu(z.x), y1 * math::silu(z.y));
+  });
+  out(a.y);
+}
+
+template <int N_tile>
+__global__ void __launch_bounds__(threads) outputs(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
+  const Problem& p = a.p;
+  const int64_t chunk = blockIdx.x % p.chunks, b = blockIdx.x / p.chunks, group = blockIdx.y / a.splits;
+  const int64_t each = (p.heads_per_group() + a.splits - 1) / a.splits, part = blockIdx.y % a.splits * each;
+  const int64_t h0 = group * p.heads_per_group() + part, heads = min(each, p.heads_per_group() - part);
+  if (heads <= 0) return;
+
+  // C and B pass through the memory of the two stages.
+  const Tile<N_tile> C{shared.stage[0].state}, B{shared.stage[1].state};
+  const int64_t token = b * p.time + chunk * Q;
+  copy_tile_async(C, a.C.at(token, group), a.C.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async(B, a.B.at(token, group), a.B.stride, p.tokens_of(chunk), p.N);
+  commit_copies();
+  if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(b, chunk, static_cast<int>(threadIdx.x));
+  wait_for_copies();
+  __syncthreads();
+  const Rows<N_tile> rows(C, B);
+  __syncthreads();
+
+  const int r = rows.first + lane() / 4;
+  const bool enters[2] = {shared.document[r] < chunk * Q, shared.document[r + 8] < chunk * Q};
+  load_stage<N_tile>(a, b, chunk, h0, shared.stage[0]);
+  for (int64_t k = 0; k < heads; ++k) {
+    wait_for_copies();
+    __syncthreads();  // this stage is there, and nobody reads the other one
+    if (k + 1 < heads) load_stage<N_tile>(a, b, chunk, h0 + k + 1, shared.stage[(k + 1) % 2]);
+    const auto& stage = shared.stage[k % 2];
+    const float from_start[2] = {enters[0] ? __expf(stage.sum[r]) : masked, enters[1] ? __expf(stage.sum[r + 8]) : masked};
+    float y[8][4] = {};
+    rows.through_state(stage, from_start, y);
+    rows.through_scores(stage, shared.document, y);
+    finish(a, b, chunk, h0 + k, stage.x, shared.y, rows.first, y);
+  }
+}
+
+}  // namespace
+
+void chunked_forward(Cuda on, const Ssd& op, const SsdResult& to) {
+  const Decays decays(on, op);
+  const Problem p(op, decays);
+  const Tensor states = state_tiles(p);
+  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = states, .end = to.final_state});
+  const int64_t splits = head_splits(p, 528);  // four blocks on each processor
+  const Arguments a{.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .states = states.data<bf16>(),
+                    .D = op.D ? op.D.data<float>() : nullptr, .D_per_channel = op.D && op.D.rank() == 2,
+                    .z = op.z ? op.z.data<bf16>() : nullptr, .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
+                    .y = to.y.data<bf16>(), .ungated = to.ungated ? to.ungated.data<bf16>() : nullptr, .splits = splits};
+  with_N_tile(p, [&](auto tile) {
+    constexpr int N = tile();
+    launch(outputs<N>, dim3(blocks(p.batch * p.chunks, 1), blocks(p.groups * splits, 1)), threads, sizeof(Shared<N>), on, a);
+  });
+}
+
+}  // namespace adder::ssd

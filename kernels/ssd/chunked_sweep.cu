@@ -1,0 +1,240 @@
+// The state from chunk to chunk: one block a (row, head, segment), the state in registers as sums of products.
+// Floor: x and B read, 2 T H P N / Q bytes of states written; B comes from the L2 cache for all heads but one.
+#include "adder/kernels/ssd/chunked.cuh"
+
+#include <algorithm>
+
+namespace adder::ssd {
+namespace {
+
+using namespace mma;
+
+constexpr int threads = 128;  // four warps: two halves of P times two halves of N
+
+// A sweep as the kernel sees it.
+struct Walk {
+  Tokens x, B;
+  const float* begin;  // [batch, head, segment, P, N], or null: zero
+  bf16* states;        // or null
+  float* end;          // as begin, or null
+  float* decay;        // [batch, head, segment]: what is left of the segment's first state at its end; or null
+  bool reverse;
+};
+
+template <int N_tile>
+struct alignas(128) Shared {
+  struct Stage {
+    bf16 x[Q * P_tile], B[Q * N_tile];
+    float delta[Q], sum[Q];
+  };
+  Stage stage[2];
+  bf16 state[P_tile * N_tile];
+  float weight[Q];
+};
+
+template <int N_tile>
+__device__ void load_stage(const Problem& p, const Walk& w, int64_t b, int64_t h, int64_t chunk,
+                           typename Shared<N_tile>::Stage& to) {
+  const int64_t token = b * p.time + chunk * Q;
+  copy_tile_async(Tile<P_tile>{to.x}, w.x.at(token, h), w.x.stride, p.tokens_of(chunk), p.P);
+  copy_tile_async(Tile<N_tile>{to.B}, w.B.at(token, h / p.heads_per_group()), w.B.stride, p.tokens_of(chunk), p.N);
+  const int i = static_cast<int>(threadIdx.x) * 4;
+  const int64_t at = p.decays_at(b, chunk, h);
+  if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
+  else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
+  commit_copies();
+}
+
+// w_j = e^{cs_Q - cs_j} Δ_j, or e^{cs_i} backward, of one token; masked where another document's state is concerned.
+__device__ float weight_of(const Problem& p, const Walk& w, int64_t b, int64_t chunk, int i, const float* delta,
+                           const float* sum) {
+  if (w.reverse) return p.document(b, chunk, i) < chunk * Q ? __expf(sum[i]) : masked;
+  const bool leaves = p.document(b, chunk, i) == p.document(b, chunk, Q - 1);
+  return leaves ? __expf(sum[Q - 1] - sum[i]) * delta[i] : masked;
+}
+
+// This lane's part of a left operand, its columns k weighted.
+__device__ void weigh(Left& a, const float* weight) {
+  const int k = lane() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = unpack(a.r[i]);
+    const float* at = weight + k + i / 2 * 8;
+    a.r[i] = pack(times(at[0], x.x), times(at[1], x.y));
+  }
+}
+
+// The state of one block. A warp holds 32 rows p and half of the columns n.
+template <int N_tile>
+struct State {
+  static constexpr int pairs = N_tile / 32;  // of neighbouring 8 columns
+  float s[2][2 * pairs][4];
+  int p0, n0;
+
+  __device__ State() : p0(static_cast<int>(threadIdx.x / 64) * 32), n0(static_cast<int>(threadIdx.x / 32 % 2) * (N_tile / 2)) {}
+
+  // f(two neighbours of a row, p, n)
+  template <class F>
+  __device__ void each_pair(F&& f) {
+    const int r = lane() / 4, q = lane() % 4;
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int t = 0; t < 2 * pairs; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          f(*reinterpret_cast<float2*>(s[m][t] + 2 * half), p0 + m * 16 + half * 8 + r, n0 + t * 8 + 2 * q);
+  }
+
+  // S = decay S + Σ_j (w_j x_j) B_jᵀ
+  __device__ void update(float decay, const typename Shared<N_tile>::Stage& stage, const float* weight) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int t = 0; t < 2 * pairs; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][t][i] = times(decay, s[m][t][i]);
+    const Tile<P_tile> x{const_cast<bf16*>(stage.x)};
+    const Tile<N_tile> B{const_cast<bf16*>(stage.B)};
+#pragma unroll
+    for (int k = 0; k < Q; k += 16) {
+      Left a[2] = {left_transposed(x, p0, k), left_transposed(x, p0 + 16, k)};
+      weigh(a[0], weight + k);
+      weigh(a[1], weight + k);
+#pragma unroll
+      for (int t = 0; t < pairs; ++t) {
+        const Right b = right_transposed(B, n0 + t * 16, k);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          multiply_add(s[m][2 * t], a[m], b, 0);
+          multiply_add(s[m][2 * t + 1], a[m], b, 1);
+        }
+      }
+    }
+  }
+};
+
+template <int N_tile>
+__global__ void __launch_bounds__(threads) walk(const Problem p, const __grid_constant__ Walk first,
+                                                const __grid_constant__ Walk second, int segments, int64_t chunks_each) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
+  const Walk& w = blockIdx.y == 0 ? first : second;
+  const int64_t segment = blockIdx.x % segments, row_head = blockIdx.x / segments;
+  const int64_t b = row_head / p.heads, h = row_head % p.heads, cells = int64_t{p.P} * p.N;
+  const int64_t from = min(segment * chunks_each, p.chunks), to = min(from + chunks_each, p.chunks);
+  const auto chunk_at = [&](int64_t k) { return w.reverse ? to - 1 - k : from + k; };
+
+  State<N_tile> state;
+  state.each_pair([&](float2& s, int row, int n) {
+    s = {0, 0};
+    if (w.begin != nullptr && row < p.P && n < p.N)
+      s = *reinterpret_cast<const float2*>(w.begin + blockIdx.x * cells + row * p.N + n);
+  });
+  float left = 1;
+  if (from < to) load_stage<N_tile>(p, w, b, h, chunk_at(0), shared.stage[0]);
+  for (int64_t k = 0; k < to - from; ++k) {
+    const int64_t chunk = chunk_at(k);
+    auto& stage = shared.stage[k % 2];
+    wait_for_copies();
+    __syncthreads();  // the stage is there, and nobody reads the other one, the weights or the tile of the state
+    if (k + 1 < to - from) load_stage<N_tile>(p, w, b, h, chunk_at(k + 1), shared.stage[(k + 1) % 2]);
+    if (threadIdx.x < Q)
+      shared.weight[threadIdx.x] = weight_of(p, w, b, chunk, static_cast<int>(threadIdx.x), stage.delta, stage.sum);
+    const Tile<N_tile> tile{shared.state};
+    if (w.states != nullptr)
+      state.each_pair([&](const float2& s, int row, int n) { store_pair(tile.at(row, n), s.x, s.y); });
+    __syncthreads();
+    if (w.states != nullptr) {
+      bf16* out = w.states + ((b * p.chunks + chunk) * p.heads + h) * (P_tile * N_tile);
+      for (int i = static_cast<int>(threadIdx.x) * 8; i < P_tile * N_tile; i += threads * 8)
+        *reinterpret_cast<uint4*>(out + i) = *reinterpret_cast<const uint4*>(tile.at(i / N_tile, i % N_tile));
+    }
+    const float decay = p.document(b, chunk, Q - 1) < chunk * Q ? __expf(stage.sum[Q - 1]) : masked;
+    left = times(decay, left);
+    state.update(decay, stage, shared.weight);
+  }
+  if (w.end != nullptr)
+    state.each_pair([&](const float2& s, int row, int n) {
+      if (row < p.P && n < p.N) *reinterpret_cast<float2*>(w.end + blockIdx.x * cells + row * p.N + n) = s;
+    });
+  if (w.decay != nullptr && threadIdx.x == 0) w.decay[blockIdx.x] = left;
+}
+
+// The state that enters each segment, in place of the one it leaves by itself; and the last one.
+struct Carry {
+  float* local;        // [batch, head, segment, P, N]
+  const float* decay;  // [batch, head, segment]
+  const float* begin;  // [batch, head, P, N], or null: zero
+  float* end;          // or null
+  int64_t states, cells;
+  int segments;
+  bool reverse;
+};
+__global__ void __launch_bounds__(256) carry(Carry c) {
+  const int64_t i = int64_t{blockIdx.x} * 256 + threadIdx.x, state = i / c.cells;
+  if (state >= c.states) return;
+  float s = c.begin == nullptr ? 0.0f : c.begin[i];
+  for (int k = 0; k < c.segments; ++k) {
+    const int64_t segment = state * c.segments + (c.reverse ? c.segments - 1 - k : k);
+    float& here = c.local[segment * c.cells + i % c.cells];
+    const float decay = c.decay[segment], own = here;
+    here = s;
+    s = decay == 0 ? own : decay * s + own;  // nothing passes through 0, NaN neither
+  }
+  if (c.end != nullptr) c.end[i] = s;
+}
+
+float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
+
+Walk walk_of(const Sweep& s) {
+  return {.x = Tokens(s.x), .B = Tokens(s.B), .begin = floats(s.begin), .states = s.states ? s.states.data<bf16>() : nullptr,
+          .end = floats(s.end), .decay = nullptr, .reverse = s.reverse};
+}
+
+// One or two sweeps, beside each other.
+void run(Cuda on, const Problem& p, const Sweep* sweeps, unsigned count) {
+  // Some three blocks on each processor; a segment is worth its second pass from four chunks on.
+  const int64_t states = p.batch * p.heads, wanted = 400 / (states * count);
+  const int segments = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, p.chunks / 4)));
+  const int64_t each = (p.chunks + segments - 1) / segments, cells = int64_t{p.P} * p.N;
+  Walk walks[2] = {walk_of(sweeps[0]), walk_of(sweeps[count - 1])};
+  with_N_tile(p, [&](auto tile) {
+    constexpr int N = tile();
+    const auto start = [&] {
+      launch(walk<N>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p, walks[0], walks[1],
+             segments, each);
+    };
+    if (segments == 1) return start();
+    Tensor local[2], decay[2];
+    Walk whole[2] = {walks[0], walks[1]};
+    for (unsigned i = 0; i < count; ++i) {
+      local[i] = Tensor({states, segments, cells}, DType::f32, Device::cuda);
+      decay[i] = Tensor({states, segments}, DType::f32, Device::cuda);
+      walks[i].begin = nullptr;
+      walks[i].states = nullptr;
+      walks[i].end = floats(local[i]);
+      walks[i].decay = floats(decay[i]);
+    }
+    start();
+    for (unsigned i = 0; i < count; ++i) {
+      launch(carry, blocks(states * cells, 256), 256, 0, on,
+             Carry{.local = floats(local[i]), .decay = floats(decay[i]), .begin = whole[i].begin, .end = whole[i].end,
+                   .states = states, .cells = cells, .segments = segments, .reverse = whole[i].reverse});
+      walks[i] = whole[i];
+      walks[i].begin = floats(local[i]);
+      walks[i].end = nullptr;
+    }
+    start();
+  });
+}
+
+}  // namespace
+
+void sweep(Cuda on, const Problem& p, const Sweep& first) { run(on, p, &first, 1); }
+void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second) {
+  const Sweep both[2] = {first, second};
+  run(on, p, both, 2);
+}
+
+}  // namespace adder::ssd
