@@ -12,12 +12,13 @@ namespace adder::mma {
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % 32); }
 
 /// A row-major tile of bf16, 64 or 128 columns wide. The 16-byte pieces of a row are exchanged by the row's number, so
-/// that the same piece of eight rows lies in different banks.
+/// that the same piece of eight rows lies in different banks. Columns of operands are multiples of 16, and are put together
+/// with | where + would do: an exclusive or of constants costs the address no instruction.
 template <int columns>
 struct Tile {
   bf16* data;
   __device__ bf16* at(int row, int column) const {
-    return data + row * columns + (((column / 8) ^ (row % 8)) * 8 + column % 8);
+    return data + row * columns + (column ^ (row % 8 * 8));
   }
 };
 
@@ -45,28 +46,28 @@ __device__ void load_matrices(uint32_t (&r)[4], const bf16* row) {
 template <int columns>
 __device__ Left left(Tile<columns> t, int row, int k) {
   Left a;
-  load_matrices<false>(a.r, t.at(row + lane() % 16, k + lane() / 16 * 8));
+  load_matrices<false>(a.r, t.at(row + lane() % 16, k | lane() / 16 * 8));
   return a;
 }
 /// The same of the tile's transpose: the tile holds [k, row].
 template <int columns>
 __device__ Left left_transposed(Tile<columns> t, int row, int k) {
   Left a;
-  load_matrices<true>(a.r, t.at(k + lane() % 8 + lane() / 16 * 8, row + lane() / 8 % 2 * 8));
+  load_matrices<true>(a.r, t.at(k + lane() % 8 + lane() / 16 * 8, row | lane() / 8 % 2 * 8));
   return a;
 }
 /// Columns [column, column + 16) of a right operand that the tile holds by columns: [column, k].
 template <int columns>
 __device__ Right right(Tile<columns> t, int column, int k) {
   Right b;
-  load_matrices<false>(b.r, t.at(column + lane() % 8 + lane() / 16 * 8, k + lane() / 8 % 2 * 8));
+  load_matrices<false>(b.r, t.at(column + lane() % 8 + lane() / 16 * 8, k | lane() / 8 % 2 * 8));
   return b;
 }
 /// The same where the tile holds it by rows: [k, column].
 template <int columns>
 __device__ Right right_transposed(Tile<columns> t, int column, int k) {
   Right b;
-  load_matrices<true>(b.r, t.at(k + lane() % 16, column + lane() / 16 * 8));
+  load_matrices<true>(b.r, t.at(k + lane() % 16, column | lane() / 16 * 8));
   return b;
 }
 
@@ -101,14 +102,19 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 /// Waits for this thread's copies; a barrier makes them visible to the others.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-/// The first `rows` rows of `width` elements, `stride` apart, into a tile of 64 rows; zeros around them.
-template <int columns>
+/// The first `rows` rows of `width` elements, `stride` apart, into a tile of 64 rows; zeros around them. By all threads.
+template <int threads, int columns>
 __device__ void copy_tile_async(Tile<columns> to, const bf16* from, int64_t stride, int rows, int width) {
-  constexpr int pieces = columns / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < 64 * pieces; i += static_cast<int>(blockDim.x)) {
-    const int row = i / pieces, column = i % pieces * 8;
-    const bool there = row < rows && column < width;
-    copy_async(to.at(row, column), there ? from + row * stride + column : from, there);
+  constexpr int pieces = columns / 8, step = threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
+  static_assert(threads % pieces == 0 && step % 8 == 0 && 64 % step == 0);
+  const int row = static_cast<int>(threadIdx.x) / pieces, column = static_cast<int>(threadIdx.x) % pieces * 8;
+  bf16* target = to.at(row, column);
+  const bf16* source = from + row * stride + column;
+#pragma unroll
+  for (int r = 0; r < 64; r += step) {
+    const bool there = row + r < rows && column < width;
+    copy_async(target + r * columns, there ? source : from, there);
+    source += step * stride;
   }
 }
 

@@ -3,7 +3,7 @@
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/ssd/chunked_backward.cuh"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 namespace {
 
 constexpr int threads = 256;
@@ -49,12 +49,12 @@ const float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
 
 }  // namespace
 
-void chunked_backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, const SsdGradients& to) {
+void backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, const SsdGradients& to) {
   const Tensor dy = gated_gradient(on, op, dout, to.z);
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor S = state_tiles(p), G = state_tiles(p);
-  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = S},
+  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.has_initial_state ? op.states : Tensor(), .states = S},
         {.x = dy, .B = op.C, .begin = dfinal, .states = G, .end = to.initial_state, .reverse = true});
 
   const int64_t chunks = p.batch * p.chunks, splits = head_splits(p, 512);  // four waves, or as near as the heads allow
@@ -67,7 +67,7 @@ void chunked_backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& 
   launch_gradients(on, {.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .dy = Tokens(dy),
                         .S = S.data<bf16>(), .G = G.data<bf16>(), .dt = op.dt.data<bf16>(), .stride_dt = op.dt.stride(p.heads),
                         .A_log = op.A_log.data<float>(), .bias = floats(op.dt_bias), .D = floats(op.D),
-                        .D_per_channel = per_channel, .step = TimeStep(op.softplus, op.dt_min, op.dt_max),
+                        .D_per_channel = per_channel, .step = TimeStep(op),
                         .dx = to.x.data<bf16>(), .dB = to.B.data<bf16>(), .dC = to.C.data<bf16>(), .ddt = to.dt.data<bf16>(),
                         .stride_dx = stride(to.x), .stride_dB = stride(to.B), .stride_dC = stride(to.C),
                         .stride_ddt = to.dt.stride(p.heads), .dB_parts = dB ? dB.data<float>() : nullptr,
@@ -82,4 +82,4 @@ void chunked_backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& 
       launch(sum_parts, blocks(sum.count(), threads), threads, 0, on, floats(parts), splits, sum.count(), Elements<bf16>(sum));
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

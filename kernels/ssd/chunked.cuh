@@ -4,19 +4,33 @@
 #include "adder/core/launch.cuh"
 #include "adder/kernels/mma.cuh"
 #include "adder/kernels/ssd/chunked.h"
+#include "adder/kernels/ssd/time_step.cuh"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 
 inline constexpr int Q = 64;      // tokens of a chunk
 inline constexpr int P_tile = 64;  // channels of a head, with zeros behind them
 
-/// A masked weight. Weights are exponentials, never negative; a NaN is not masked.
+/// Whether a = Δ A is cut, so that its gradient is 0; and a itself.
+__device__ inline bool is_cut(float delta, float A) { return delta * A < least_log_decay; }
+__device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_log_decay : delta * A; }
+
+/// A masked weight. Weights are exponentials, never negative; a NaN is not masked. Only with documents is any masked.
 inline constexpr float masked = -1;
-__device__ inline float times(float weight, float x) { return weight < 0 ? 0.0f : weight * x; }
+template <bool documents>
+__device__ float times(float weight, float x) {
+  return documents && weight < 0 ? 0.0f : weight * x;
+}
+
+__device__ inline float power_of_2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 /// Δ, cs and documents of a whole problem.
 struct Decays {
-  Tensor delta, sum;  // f32 [batch, chunk, head, Q]: Δ_t; cs_t from the start of the chunk, this token included
+  Tensor delta, sum;  // f32 [batch, chunk, head, Q]: Δ_t; cs_t log2(e) from the start of the chunk, this token included
   Tensor start;       // i32 [batch, time]: the first token of this one's document, -1 for a row's first document; or undefined
   Decays(Cuda on, const Ssd& op);
 };
@@ -68,11 +82,15 @@ void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second); 
 /// Blocks that share the heads of a group so that `wanted` blocks have work.
 int64_t head_splits(const Problem& p, int64_t wanted);
 
-/// Calls f with the width of the tiles of states as a constant.
+/// Calls f with the width of the tiles of states, and whether there are documents, as constants.
 template <class F>
-void with_N_tile(const Problem& p, F&& f) {
-  if (p.N <= 64) f(std::integral_constant<int, 64>{});
-  else f(std::integral_constant<int, 128>{});
+void with_constants(const Problem& p, F&& f) {
+  const auto with_tile = [&](auto documents) {
+    if (p.N <= 64) f(std::integral_constant<int, 64>{}, documents);
+    else f(std::integral_constant<int, 128>{}, documents);
+  };
+  if (p.start == nullptr) with_tile(std::false_type{});
+  else with_tile(std::true_type{});
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -25,12 +25,12 @@
 
 #include "adder/kernels/ssd/ssd.h"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 
 /// Whether the operands suit it: dtype, sizes and 16-byte alignment.
-bool chunked_fits(const Ssd& op);
-bool chunked_fits(const SsdGradients& to);
-void chunked_forward(Cuda on, const Ssd& op, const SsdResult& to);
-void chunked_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
+bool fits(const Ssd& op);
+bool fits(const SsdGradients& to);
+void forward(Cuda on, const Ssd& op, const SsdResult& to);
+void backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -7,12 +7,12 @@
 //   2. u = e^{cs_Q - cs_j} B Gᵀ + scoresᵀ dy;  dx = Δ u + D dy;  u·x;  dy·x
 //   3. e^{cs_i} dy S, added to dC, and its product with C
 //   4. Δ_j e^{cs_Q - cs_j} x G, added to dB, and its product with B: τ;  <G, S>
-//   5. one warp, while the others begin the next head: dcs, its sums from behind, ddt
+//   5. after eight heads, a warp each: dcs, its sums from behind, ddt
 //
 // and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written.
 #include "adder/kernels/ssd/chunked_backward.cuh"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 namespace {
 
 using namespace mma;
@@ -25,8 +25,8 @@ struct alignas(128) Shared {
   Stage stage[2];
   bf16 B[Q * N_tile], C[Q * N_tile];
   bf16 scores[Q * Q], dx[Q * P_tile];
-  float delta[4][Q], sum[4][Q];  // of four heads: step 5 reads those of the last one
-  Parts parts[2];
+  float delta[16][Q], sum[16][Q];  // of the last heads: step 5 reads those of eight, and others are on their way
+  Parts parts[9];                  // of eight heads and the next one
   int document[Q];
 };
 
@@ -35,29 +35,38 @@ __device__ void load_head(const Gradients& a, int64_t b, int64_t chunk, int64_t 
   const Problem& p = a.p;
   auto& to = shared.stage[k % 2];
   const int64_t token = b * p.time + chunk * Q, state = (b * p.chunks + chunk) * p.heads + h;
-  copy_tile_async(Tile<P_tile>{to.x}, a.x.at(token, h), a.x.stride, p.tokens_of(chunk), p.P);
-  copy_tile_async(Tile<P_tile>{to.dy}, a.dy.at(token, h), a.dy.stride, p.tokens_of(chunk), p.P);
-  copy_tile_async(Tile<N_tile>{to.S}, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-  copy_tile_async(Tile<N_tile>{to.G}, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+  copy_tile_async<gradient_threads>(Tile<P_tile>{to.x}, a.x.at(token, h), a.x.stride, p.tokens_of(chunk), p.P);
+  copy_tile_async<gradient_threads>(Tile<P_tile>{to.dy}, a.dy.at(token, h), a.dy.stride, p.tokens_of(chunk), p.P);
+  copy_tile_async<gradient_threads>(Tile<N_tile>{to.S}, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+  copy_tile_async<gradient_threads>(Tile<N_tile>{to.G}, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
   const int i = static_cast<int>(threadIdx.x) * 4;
-  if (i < Q) copy_async(shared.delta[k % 4] + i, p.delta + state * Q + i, true);
-  else if (i < 2 * Q) copy_async(shared.sum[k % 4] + i - Q, p.sum + state * Q + i - Q, true);
+  if (i < Q) copy_async(shared.delta[k % 16] + i, p.delta + state * Q + i, true);
+  else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);
   commit_copies();
 }
 
-// The sum over the four lanes that hold a row, and over the eight that hold a column.
+// The sum over the four lanes that hold a row.
 __device__ float row_sum(float x) {
   x += __shfl_xor_sync(all_lanes, x, 1);
   return x + __shfl_xor_sync(all_lanes, x, 2);
 }
-__device__ float column_sum(float x) {
-  x += __shfl_xor_sync(all_lanes, x, 4);
-  x += __shfl_xor_sync(all_lanes, x, 8);
-  return x + __shfl_xor_sync(all_lanes, x, 16);
+
+// Eight columns of a lane, numbered x[2 tile + odd], summed over the eight lanes that hold them: each lane gets one sum.
+// Of two lanes that exchange, each hands over the half that the other keeps.
+__device__ float column_sum(const float (&x)[8]) {
+  const bool far = lane() & 16, middle = lane() & 8, near = lane() & 4;
+  float y[4], z[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) y[i] = (far ? x[i + 4] : x[i]) + __shfl_xor_sync(all_lanes, far ? x[i] : x[i + 4], 16);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) z[i] = (middle ? y[i + 2] : y[i]) + __shfl_xor_sync(all_lanes, middle ? y[i] : y[i + 2], 8);
+  return (near ? z[1] : z[0]) + __shfl_xor_sync(all_lanes, near ? z[0] : z[1], 4);
 }
+// The column, of the warp's 32, whose sum that is.
+__device__ int column_of_lane() { return lane() / 8 * 8 + lane() % 4 * 2 + lane() / 4 % 2; }
 
 // What a warp holds over the heads, and what it knows of the head at hand.
-template <int N_tile>
+template <int N_tile, bool documents>
 struct Warp {
   static constexpr int tiles = N_tile / 16;  // of 8 columns in its half of N
   const Gradients& a;
@@ -83,7 +92,7 @@ struct Warp {
       const Left c = left(C, row, k);
 #pragma unroll
       for (int t = 0; t < 4; t += 2) {
-        const Right b = right(B, half * 32 + t * 8, k);
+        const Right b = right(B, half * 32 | t * 8, k);
         multiply_add(CB[t], c, b, 0);
         multiply_add(CB[t + 1], c, b, 1);
       }
@@ -96,47 +105,40 @@ struct Warp {
     const Tile<P_tile> x{const_cast<bf16*>(s.x)};
     const Tile<Q> to{shared.scores};
     const float cs[2] = {sum[r[0]], sum[r[1]]};
-    float rows[2] = {0, 0};
+    float rows[2] = {0, 0}, columns[8] = {};
 #pragma unroll
     for (int t = 0; t < 4; t += 2) {
-      const int first = half * 32 + t * 8;
+      const int first = half * 32 | t * 8;
+      if (first > row) continue;
       float product[2][4] = {};
-      if (first <= row) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const Right b = right(x, first, k * 16);
-          multiply_add(product[0], dy[k], b, 0);
-          multiply_add(product[1], dy[k], b, 1);
-        }
+      for (int k = 0; k < 4; ++k) {
+        const Right b = right(x, first, k * 16);
+        multiply_add(product[0], dy[k], b, 0);
+        multiply_add(product[1], dy[k], b, 1);
       }
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        const int j = first + u * 8 + q;
+        const int j = first | u * 8 | q;
         const float2 d = *reinterpret_cast<const float2*>(delta + j), cs_j = *reinterpret_cast<const float2*>(sum + j);
-        const int2 other = *reinterpret_cast<const int2*>(shared.document + j);
-        float score[4], columns[2] = {0, 0};
+        const int2 other = documents ? *reinterpret_cast<const int2*>(shared.document + j) : int2{};
+        float score[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const bool odd = i % 2 == 1;
-          const bool counts = j + i % 2 <= r[i / 2] && (odd ? other.y : other.x) == document[i / 2];
-          const float e = __expf(cs[i / 2] - (odd ? cs_j.y : cs_j.x)), cb = CB[t + u][i];
-          const float T = counts ? e * (odd ? d.y : d.x) * product[u][i] : 0.0f, W = counts ? T * cb : 0.0f;
+          const bool counts = j + i % 2 <= r[i / 2] && (!documents || (odd ? other.y : other.x) == document[i / 2]);
+          const float e = power_of_2(cs[i / 2] - (odd ? cs_j.y : cs_j.x)), cb = CB[t + u][i];
           score[i] = counts ? e * cb : 0.0f;
+          const float T = counts ? e * (odd ? d.y : d.x) * product[u][i] : 0.0f, W = counts ? T * cb : 0.0f;
           dCB[t + u][i] += T;
           rows[i / 2] += W;
-          columns[i % 2] += W;
+          columns[2 * (t + u) + i % 2] += W;
         }
-        if (first <= row) {
-          store_pair(to.at(r[0], j), score[0], score[1]);
-          store_pair(to.at(r[1], j), score[2], score[3]);
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float all = column_sum(columns[i]);
-          if (lane() < 4) parts.column[row / 16][j + i] = all;
-        }
+        store_pair(to.at(r[0], j), score[0], score[1]);
+        store_pair(to.at(r[1], j), score[2], score[3]);
       }
     }
+    parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float all = row_sum(rows[i]);
@@ -156,7 +158,7 @@ struct Warp {
       const Left b = left(B, row, k);
 #pragma unroll
       for (int t = 0; t < 4; t += 2) {
-        const Right g = right(G, half * 32 + t * 8, k);
+        const Right g = right(G, half * 32 | t * 8, k);
         multiply_add(u[t], b, g, 0);
         multiply_add(u[t + 1], b, g, 1);
       }
@@ -164,44 +166,38 @@ struct Warp {
 #pragma unroll
     for (int t = 0; t < 4; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) u[t][i] = times(to_end[i / 2], u[t][i]);
+      for (int i = 0; i < 4; ++i) u[t][i] = times<documents>(to_end[i / 2], u[t][i]);
 #pragma unroll
     for (int k = 0; k < Q; k += 16) {
       if (k < row) continue;
       const Left m = left_transposed(M, row, k);
 #pragma unroll
       for (int t = 0; t < 4; t += 2) {
-        const Right d = right_transposed(dy, half * 32 + t * 8, k);
+        const Right d = right_transposed(dy, half * 32 | t * 8, k);
         multiply_add(u[t], m, d, 0);
         multiply_add(u[t + 1], m, d, 1);
       }
     }
     const int P = a.p.P;
-    float input[2] = {0, 0}, skip[2] = {0, 0};
+    const float D_head = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
+    float input[2] = {0, 0}, skip[2] = {0, 0}, channel[8] = {};
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-      const int column = half * 32 + t * 8 + q;
-      float2 D = {0, 0};
-      if (a.D != nullptr && column < P) D = a.D_per_channel ? *reinterpret_cast<const float2*>(a.D + h * P + column) : float2{a.D[h], a.D[h]};
-      float channel[2] = {0, 0};
+      const int column = half * 32 | t * 8 | q;
+      float2 D = {D_head, D_head};
+      if (a.D != nullptr && a.D_per_channel && column < P) D = *reinterpret_cast<const float2*>(a.D + h * P + column);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float2 x_i = load_pair(x.at(r[i], column)), dy_i = load_pair(dy.at(r[i], column));
         const float u0 = u[t][2 * i], u1 = u[t][2 * i + 1], d0 = dy_i.x * x_i.x, d1 = dy_i.y * x_i.y;
         input[i] += u0 * x_i.x + u1 * x_i.y;
         skip[i] += d0 + d1;
-        channel[0] += d0;
-        channel[1] += d1;
+        channel[2 * t] += d0;
+        channel[2 * t + 1] += d1;
         store_pair(out.at(r[i], column), delta[i] * u0 + D.x * dy_i.x, delta[i] * u1 + D.y * dy_i.y);
       }
-      if (a.D_per_channel) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float all = column_sum(channel[i]);
-          if (lane() < 4) parts.channel[row / 16][column + i] = all;
-        }
-      }
     }
+    if (a.D_per_channel) parts.channel[row / 16][half * 32 + column_of_lane()] = column_sum(channel);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float x_u = row_sum(input[i]), x_dy = row_sum(skip[i]);
@@ -232,7 +228,7 @@ struct Warp {
     float dot[2] = {0, 0};
 #pragma unroll
     for (int t = 0; t < tiles; t += 2) {
-      const int first = half * (N_tile / 2) + t * 8;
+      const int first = half * (N_tile / 2) | t * 8;
       float product[2][4] = {};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -244,8 +240,8 @@ struct Warp {
       for (int u = 0; u < 2; ++u)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float2 w = load_pair(other.at(r[i], first + u * 8 + q));
-          const float y0 = times(factor[i], product[u][2 * i]), y1 = times(factor[i], product[u][2 * i + 1]);
+          const float2 w = load_pair(other.at(r[i], first | u * 8 | q));
+          const float y0 = times<documents>(factor[i], product[u][2 * i]), y1 = times<documents>(factor[i], product[u][2 * i + 1]);
           gradient[t + u][2 * i] += y0;
           gradient[t + u][2 * i + 1] += y1;
           dot[i] += y0 * w.x + y1 * w.y;
@@ -258,26 +254,27 @@ struct Warp {
     }
   }
 
-  // <G, S>, this warp's part.
+  // <G, S>, this warp's part: the diagonal of products of 16 rows of S with the same rows of G.
   __device__ void states_dot(const typename Shared<N_tile>::Stage& s, Parts& parts) const {
-    float sum = 0;
-    for (int i = static_cast<int>(threadIdx.x) * 8; i < P_tile * N_tile; i += gradient_threads * 8) {
-      const uint4 x = *reinterpret_cast<const uint4*>(s.S + i), y = *reinterpret_cast<const uint4*>(s.G + i);
-      const uint32_t left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
+    const Tile<N_tile> S{const_cast<bf16*>(s.S)}, G{const_cast<bf16*>(s.G)};
+    float product[2][4] = {};
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const float2 u = unpack(left[k]), v = unpack(right[k]);
-        sum += u.x * v.x + u.y * v.y;
-      }
+    for (int k = 0; k < N_tile / 2; k += 16) {
+      const int n = half * (N_tile / 2) | k;
+      const Left l = left(S, row, n);
+      const Right g = right(G, row, n);
+      multiply_add(product[0], l, g, 0);
+      multiply_add(product[1], l, g, 1);
     }
-    sum = warp_sum(sum);
+    const int r = lane() / 4;
+    const float sum = warp_sum(r == q ? product[0][0] + product[1][2] : r == q + 1 ? product[0][1] + product[1][3] : 0.0f);
     if (lane() == 0) parts.states[threadIdx.x / 32] = sum;
   }
 
   __device__ void head(int64_t b, int64_t chunk, int64_t h, int64_t k) {
     const auto& s = shared.stage[k % 2];
-    const float *delta = shared.delta[k % 4], *sum = shared.sum[k % 4];
-    Parts& parts = shared.parts[k % 2];
+    const float *delta = shared.delta[k % 16], *sum = shared.sum[k % 16];
+    Parts& parts = shared.parts[k % 9];
     Left rows[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{const_cast<bf16*>(s.dy)}, row, i * 16);
@@ -286,8 +283,8 @@ struct Warp {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
-      from_start[i] = enters[i] ? __expf(sum[r[i]]) : masked;
-      to_end[i] = leaves[i] ? __expf(sum[Q - 1] - sum[r[i]]) : masked;
+      from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
+      to_end[i] = leaves[i] ? power_of_2(sum[Q - 1] - sum[r[i]]) : masked;
       leaving[i] = leaves[i] ? to_end[i] * step[i] : masked;
     }
     through_state(rows, s.S, from_start, shared.C, dC, parts.enter);
@@ -308,7 +305,7 @@ struct Warp {
     for (int t = 0; t < 4; ++t)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        store_pair(T.at(r[i], half * 32 + t * 8 + q), dCB[t][2 * i], dCB[t][2 * i + 1]);
+        store_pair(T.at(r[i], half * 32 | t * 8 | q), dCB[t][2 * i], dCB[t][2 * i + 1]);
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < Q; k += 16) {
@@ -316,7 +313,7 @@ struct Warp {
       const Left l = left(T, row, k), m = left_transposed(T, row, k);
 #pragma unroll
       for (int t = 0; t < tiles; t += 2) {
-        const int first = half * (N_tile / 2) + t * 8;
+        const int first = half * (N_tile / 2) | t * 8;
         if (below) {
           const Right b = right_transposed(B, first, k);
           multiply_add(dC[t], l, b, 0);
@@ -339,7 +336,7 @@ struct Warp {
     for (int t = 0; t < tiles; ++t)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int n = half * (N_tile / 2) + t * 8 + q;
+        const int n = half * (N_tile / 2) | t * 8 | q;
         if (r[i] >= rows || n >= N) continue;
         const float x = gradient[t][2 * i], y = gradient[t][2 * i + 1];
         if (part == nullptr) store_pair(to + (token + r[i]) * stride + group * N + n, x, y);
@@ -348,7 +345,7 @@ struct Warp {
   }
 };
 
-template <int N_tile>
+template <int N_tile, bool documents>
 __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_constant__ Gradients a) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
@@ -358,28 +355,30 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
   const int64_t h0 = group * p.heads_per_group() + part, heads = min(each, p.heads_per_group() - part);
   const int64_t token = b * p.time + chunk * Q;
 
-  copy_tile_async(Tile<N_tile>{shared.B}, a.B.at(token, group), a.B.stride, p.tokens_of(chunk), p.N);
-  copy_tile_async(Tile<N_tile>{shared.C}, a.C.at(token, group), a.C.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<gradient_threads>(Tile<N_tile>{shared.B}, a.B.at(token, group), a.B.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<gradient_threads>(Tile<N_tile>{shared.C}, a.C.at(token, group), a.C.stride, p.tokens_of(chunk), p.N);
   commit_copies();
   if (heads > 0) load_head(a, b, chunk, h0, 0, shared);
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(b, chunk, static_cast<int>(threadIdx.x));
   wait_for_copies();
   __syncthreads();
-  Warp<N_tile> warp(a, shared, chunk * Q);
+  Warp<N_tile, documents> warp(a, shared, chunk * Q);
 
-  const auto last_steps = [&](int64_t k) {  // step 5 of head k, by a warp that changes from head to head
-    if (static_cast<int64_t>(threadIdx.x / 32) == k % (gradient_threads / 32))
-      time_steps(a, b, chunk, h0 + k, shared.parts[k % 2], shared.delta[k % 4], shared.sum[k % 4], shared.document);
+  const auto last_steps = [&](int64_t first, int64_t count) {  // step 5 of up to eight heads, a warp each
+    const int64_t k = first + threadIdx.x / 32;
+    if (k < first + count)
+      time_steps(a, b, chunk, h0 + k, shared.parts[k % 9], shared.delta[k % 16], shared.sum[k % 16], shared.document);
   };
+  constexpr int warps = gradient_threads / 32;
   for (int64_t k = 0; k < heads; ++k) {
     wait_for_copies();
     __syncthreads();  // this head is there, the last one is done: its stage, scores and dx may be written over
     if (k + 1 < heads) load_head(a, b, chunk, h0 + k + 1, k + 1, shared);
-    if (k > 0) last_steps(k - 1);
+    if (k > 0 && k % warps == 0) last_steps(k - warps, warps);
     warp.head(b, chunk, h0 + k, k);
   }
   __syncthreads();
-  if (heads > 0) last_steps(heads - 1);
+  if (heads > 0) last_steps((heads - 1) / warps * warps, (heads - 1) % warps + 1);
   warp.through_products();
   const int64_t size = p.batch * p.time * p.groups * p.N;
   const auto part_of = [&](float* parts) { return parts == nullptr ? nullptr : parts + split * size; };
@@ -390,11 +389,11 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
 }  // namespace
 
 void launch_gradients(Cuda on, const Gradients& a) {
-  with_N_tile(a.p, [&](auto tile) {
+  with_constants(a.p, [&](auto tile, auto documents) {
     constexpr int N = tile();
-    launch(gradients<N>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)), gradient_threads,
+    launch(gradients<N, documents()>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)), gradient_threads,
            sizeof(Shared<N>), on, a);
   });
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "adder/kernels/ssd/chunked.cuh"
-#include "adder/kernels/ssd/time_step.cuh"
 #include "adder/kernels/warp.cuh"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 
 inline constexpr int gradient_threads = 256;
 
@@ -53,7 +52,7 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
   if (document[Q - 1] < chunk * Q) {
     double states = 0;
     for (const float part : s.states) states += part;
-    end += static_cast<double>(__expf(sum[Q - 1])) * states;
+    end += static_cast<double>(power_of_2(sum[Q - 1])) * states;
   }
   if (lane == 31) dcs[1] += end;
   double from_here = dcs[0] + dcs[1];  // and all lanes behind
@@ -77,7 +76,7 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
       d += A * da[i];
       sums[0] += static_cast<double>(delta[t]) * A * da[i];
     }
-    const float gradient = static_cast<float>(d) * a.step.slope(value(a.dt[token * a.stride_dt + h]) + bias);
+    const float gradient = a.step.gradient(value(a.dt[token * a.stride_dt + h]) + bias, static_cast<float>(d));
     a.ddt[token * a.stride_ddt + h] = element<bf16>(gradient);
     sums[1] += gradient;
     sums[2] += s.skip[0][t] + s.skip[1][t];
@@ -97,4 +96,4 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
 
 void launch_gradients(Cuda on, const Gradients& a);
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -1,15 +1,15 @@
 // Δ, cs and the documents' first tokens, for the chunked form. Floor: dt read, Δ and cs written: 10 T H bytes.
 #include "adder/kernels/ssd/chunked.cuh"
 
-#include "adder/kernels/ssd/time_step.cuh"
 #include "adder/kernels/warp.cuh"
 
 #include <algorithm>
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 namespace {
 
 constexpr int heads_a_block = 32, threads = 256;
+constexpr double log2_e = 1.4426950408889634;
 
 struct Arguments {
   const bf16* dt;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(threads) decays(Arguments p) {
     const double end = warp_scan(a[0] + a[1]);
     const int64_t at = ((row * p.chunks + chunk) * p.heads + head) * Q + 2 * lane;
     *reinterpret_cast<float2*>(p.delta + at) = {delta[0], delta[1]};
-    *reinterpret_cast<float2*>(p.sum + at) = {static_cast<float>(end - a[1]), static_cast<float>(end)};
+    *reinterpret_cast<float2*>(p.sum + at) = {static_cast<float>((end - a[1]) * log2_e), static_cast<float>(end * log2_e)};
   }
 }
 
@@ -90,7 +90,7 @@ Decays::Decays(Cuda on, const Ssd& op) {
   sum = empty_like(delta);
   const Arguments p{.dt = op.dt.data<bf16>(), .stride = op.dt.stride(heads), .A_log = op.A_log.data<float>(),
                     .bias = floats(op.dt_bias), .time = time, .heads = heads, .chunks = chunks,
-                    .step = TimeStep(op.softplus, op.dt_min, op.dt_max),
+                    .step = TimeStep(op),
                     .delta = delta.data<float>(), .sum = sum.data<float>()};
   launch(decays, dim3(blocks(batch * chunks, 1), blocks(heads, heads_a_block)), threads, 0, on, p);
   if (!op.document) return;
@@ -105,12 +105,12 @@ Problem::Problem(const Ssd& op, const Decays& decays)
       delta(decays.delta.data<float>()), sum(decays.sum.data<float>()),
       start(decays.start ? decays.start.data<int32_t>() : nullptr) {}
 
-bool chunked_fits(const Ssd& op) {
+bool fits(const Ssd& op) {
   const int64_t P = op.x.size(3), N = op.B.size(3);
   return op.x.dtype() == DType::bf16 && P % 8 == 0 && P <= P_tile && N % 8 == 0 && N <= 128 && aligned(op.x) &&
          aligned(op.B) && aligned(op.C) && aligned(op.z) && op.x.size(1) < std::numeric_limits<int>::max();
 }
-bool chunked_fits(const SsdGradients& to) { return aligned(to.x) && aligned(to.B) && aligned(to.C) && aligned(to.z); }
+bool fits(const SsdGradients& to) { return aligned(to.x) && aligned(to.B) && aligned(to.C) && aligned(to.z); }
 
 Tensor state_tiles(const Problem& p) {
   return Tensor({p.batch, p.chunks, p.heads, P_tile, N_tile(p)}, DType::bf16, Device::cuda);
@@ -121,4 +121,4 @@ int64_t head_splits(const Problem& p, int64_t wanted) {
   return std::clamp<int64_t>(wanted / blocks, 1, p.heads_per_group());
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -1,9 +1,10 @@
 // y from the tokens of a chunk and the state that enters it: one block a (chunk, group), four warps of 16 tokens each.
 // Floor: x and the states read, y written; C Bᵀ and C stay in registers over the heads.
+#include "adder/core/copy.h"
 #include "adder/kernels/math.cuh"
 #include "adder/kernels/ssd/chunked.cuh"
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 namespace {
 
 using namespace mma;
@@ -36,9 +37,9 @@ struct alignas(128) Shared {
 template <int N_tile>
 __device__ void load_stage(const Arguments& a, int64_t b, int64_t chunk, int64_t h, typename Shared<N_tile>::Stage& to) {
   const Problem& p = a.p;
-  copy_tile_async(Tile<P_tile>{to.x}, a.x.at(b * p.time + chunk * Q, h), a.x.stride, p.tokens_of(chunk), p.P);
+  copy_tile_async<threads>(Tile<P_tile>{to.x}, a.x.at(b * p.time + chunk * Q, h), a.x.stride, p.tokens_of(chunk), p.P);
   const int64_t state = (b * p.chunks + chunk) * p.heads + h;
-  copy_tile_async(Tile<N_tile>{to.state}, a.states + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+  copy_tile_async<threads>(Tile<N_tile>{to.state}, a.states + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
   const int i = static_cast<int>(threadIdx.x) * 4;
   if (i < Q) copy_async(to.delta + i, p.delta + state * Q + i, true);
   else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + state * Q + i - Q, true);
@@ -46,7 +47,7 @@ __device__ void load_stage(const Arguments& a, int64_t b, int64_t chunk, int64_t
 }
 
 // What one warp keeps over the heads: its 16 rows of C, and of C Bᵀ the columns that are not masked.
-template <int N_tile>
+template <int N_tile, bool documents>
 struct Rows {
   int first;  // token
   Left C[N_tile / 16];
@@ -83,7 +84,7 @@ struct Rows {
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[t][i] = times(from_start[i / 2], y[t][i]);
+      for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(from_start[i / 2], y[t][i]);
   }
 
   // Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
@@ -103,8 +104,8 @@ struct Rows {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int column = j + i % 2;
-          const bool counts = column <= r + i / 2 * 8 && document[column] == own[i / 2];
-          m[i] = counts ? CB[block / 8 + half][i] * __expf(cs[i / 2] - s.sum[column]) * s.delta[column] : 0.0f;
+          const bool counts = column <= r + i / 2 * 8 && (!documents || document[column] == own[i / 2]);
+          m[i] = counts ? CB[block / 8 + half][i] * power_of_2(cs[i / 2] - s.sum[column]) * s.delta[column] : 0.0f;
         }
         M.r[2 * half] = pack(m[0], m[1]);
         M.r[2 * half + 1] = pack(m[2], m[3]);
@@ -140,13 +141,15 @@ __device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, 
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 + lane() % 4 * 2);
+      for (int half = 0; half < 2; ++half) f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
   };
+  const float D = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
   each_pair([&](float& y0, float& y1, int row, int column) {
-    if (a.D != nullptr && column < p.P) {
+    if (a.D != nullptr) {
       const float2 u = load_pair(x.at(row, column));
-      y0 += (a.D_per_channel ? a.D[h * p.P + column] : a.D[h]) * u.x;
-      y1 += (a.D_per_channel ? a.D[h * p.P + column + 1] : a.D[h]) * u.y;
+      const bool own = a.D_per_channel && column < p.P;
+      y0 += (own ? a.D[h * p.P + column] : D) * u.x;
+      y1 += (own ? a.D[h * p.P + column + 1] : D) * u.y;
     }
     store_pair(tile.at(row, column), y0, y1);
   });
@@ -160,8 +163,8 @@ __device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, 
   out(a.y);
 }
 
-template <int N_tile>
-__global__ void __launch_bounds__(threads) outputs(const __grid_constant__ Arguments a) {
+template <int N_tile, bool documents>
+__global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Problem& p = a.p;
@@ -173,13 +176,13 @@ __global__ void __launch_bounds__(threads) outputs(const __grid_constant__ Argum
   // C and B pass through the memory of the two stages.
   const Tile<N_tile> C{shared.stage[0].state}, B{shared.stage[1].state};
   const int64_t token = b * p.time + chunk * Q;
-  copy_tile_async(C, a.C.at(token, group), a.C.stride, p.tokens_of(chunk), p.N);
-  copy_tile_async(B, a.B.at(token, group), a.B.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<threads>(C, a.C.at(token, group), a.C.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<threads>(B, a.B.at(token, group), a.B.stride, p.tokens_of(chunk), p.N);
   commit_copies();
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(b, chunk, static_cast<int>(threadIdx.x));
   wait_for_copies();
   __syncthreads();
-  const Rows<N_tile> rows(C, B);
+  const Rows<N_tile, documents> rows(C, B);
   __syncthreads();
 
   const int r = rows.first + lane() / 4;
@@ -190,7 +193,7 @@ __global__ void __launch_bounds__(threads) outputs(const __grid_constant__ Argum
     __syncthreads();  // this stage is there, and nobody reads the other one
     if (k + 1 < heads) load_stage<N_tile>(a, b, chunk, h0 + k + 1, shared.stage[(k + 1) % 2]);
     const auto& stage = shared.stage[k % 2];
-    const float from_start[2] = {enters[0] ? __expf(stage.sum[r]) : masked, enters[1] ? __expf(stage.sum[r + 8]) : masked};
+    const float from_start[2] = {enters[0] ? power_of_2(stage.sum[r]) : masked, enters[1] ? power_of_2(stage.sum[r + 8]) : masked};
     float y[8][4] = {};
     rows.through_state(stage, from_start, y);
     rows.through_scores(stage, shared.document, y);
@@ -200,20 +203,21 @@ __global__ void __launch_bounds__(threads) outputs(const __grid_constant__ Argum
 
 }  // namespace
 
-void chunked_forward(Cuda on, const Ssd& op, const SsdResult& to) {
+void forward(Cuda on, const Ssd& op, const SsdResult& to) {
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor states = state_tiles(p);
   sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = states, .end = to.final_state});
-  const int64_t splits = head_splits(p, 528);  // four blocks on each processor
+  if (op.has_initial_state) copy(on, op.initial_state, to.states);
+  const int64_t splits = head_splits(p, 3168);  // some eight waves, so that the last one costs little
   const Arguments a{.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .states = states.data<bf16>(),
                     .D = op.D ? op.D.data<float>() : nullptr, .D_per_channel = op.D && op.D.rank() == 2,
                     .z = op.z ? op.z.data<bf16>() : nullptr, .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
                     .y = to.y.data<bf16>(), .ungated = to.ungated ? to.ungated.data<bf16>() : nullptr, .splits = splits};
-  with_N_tile(p, [&](auto tile) {
+  with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
-    launch(outputs<N>, dim3(blocks(p.batch * p.chunks, 1), blocks(p.groups * splits, 1)), threads, sizeof(Shared<N>), on, a);
+    launch(outputs<N, documents()>, dim3(blocks(p.batch * p.chunks, 1), blocks(p.groups * splits, 1)), threads, sizeof(Shared<N>), on, a);
   });
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-namespace adder::ssd {
+namespace adder::ssd::chunked {
 namespace {
 
 using namespace mma;
@@ -36,8 +36,8 @@ template <int N_tile>
 __device__ void load_stage(const Problem& p, const Walk& w, int64_t b, int64_t h, int64_t chunk,
                            typename Shared<N_tile>::Stage& to) {
   const int64_t token = b * p.time + chunk * Q;
-  copy_tile_async(Tile<P_tile>{to.x}, w.x.at(token, h), w.x.stride, p.tokens_of(chunk), p.P);
-  copy_tile_async(Tile<N_tile>{to.B}, w.B.at(token, h / p.heads_per_group()), w.B.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<threads>(Tile<P_tile>{to.x}, w.x.at(token, h), w.x.stride, p.tokens_of(chunk), p.P);
+  copy_tile_async<threads>(Tile<N_tile>{to.B}, w.B.at(token, h / p.heads_per_group()), w.B.stride, p.tokens_of(chunk), p.N);
   const int i = static_cast<int>(threadIdx.x) * 4;
   const int64_t at = p.decays_at(b, chunk, h);
   if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
@@ -48,24 +48,25 @@ __device__ void load_stage(const Problem& p, const Walk& w, int64_t b, int64_t h
 // w_j = e^{cs_Q - cs_j} Δ_j, or e^{cs_i} backward, of one token; masked where another document's state is concerned.
 __device__ float weight_of(const Problem& p, const Walk& w, int64_t b, int64_t chunk, int i, const float* delta,
                            const float* sum) {
-  if (w.reverse) return p.document(b, chunk, i) < chunk * Q ? __expf(sum[i]) : masked;
+  if (w.reverse) return p.document(b, chunk, i) < chunk * Q ? power_of_2(sum[i]) : masked;
   const bool leaves = p.document(b, chunk, i) == p.document(b, chunk, Q - 1);
-  return leaves ? __expf(sum[Q - 1] - sum[i]) * delta[i] : masked;
+  return leaves ? power_of_2(sum[Q - 1] - sum[i]) * delta[i] : masked;
 }
 
 // This lane's part of a left operand, its columns k weighted.
+template <bool documents>
 __device__ void weigh(Left& a, const float* weight) {
   const int k = lane() % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float2 x = unpack(a.r[i]);
     const float* at = weight + k + i / 2 * 8;
-    a.r[i] = pack(times(at[0], x.x), times(at[1], x.y));
+    a.r[i] = pack(times<documents>(at[0], x.x), times<documents>(at[1], x.y));
   }
 }
 
 // The state of one block. A warp holds 32 rows p and half of the columns n.
-template <int N_tile>
+template <int N_tile, bool documents>
 struct State {
   static constexpr int pairs = N_tile / 32;  // of neighbouring 8 columns
   float s[2][2 * pairs][4];
@@ -83,7 +84,7 @@ struct State {
       for (int t = 0; t < 2 * pairs; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          f(*reinterpret_cast<float2*>(s[m][t] + 2 * half), p0 + m * 16 + half * 8 + r, n0 + t * 8 + 2 * q);
+          f(*reinterpret_cast<float2*>(s[m][t] + 2 * half), p0 + m * 16 + half * 8 + r, n0 | t * 8 | 2 * q);
   }
 
   // S = decay S + Σ_j (w_j x_j) B_jᵀ
@@ -93,17 +94,17 @@ struct State {
 #pragma unroll
       for (int t = 0; t < 2 * pairs; ++t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[m][t][i] = times(decay, s[m][t][i]);
+        for (int i = 0; i < 4; ++i) s[m][t][i] = times<documents>(decay, s[m][t][i]);
     const Tile<P_tile> x{const_cast<bf16*>(stage.x)};
     const Tile<N_tile> B{const_cast<bf16*>(stage.B)};
 #pragma unroll
     for (int k = 0; k < Q; k += 16) {
-      Left a[2] = {left_transposed(x, p0, k), left_transposed(x, p0 + 16, k)};
-      weigh(a[0], weight + k);
-      weigh(a[1], weight + k);
+      Left a[2] = {left_transposed(x, p0, k), left_transposed(x, p0 | 16, k)};
+      weigh<documents>(a[0], weight + k);
+      weigh<documents>(a[1], weight + k);
 #pragma unroll
       for (int t = 0; t < pairs; ++t) {
-        const Right b = right_transposed(B, n0 + t * 16, k);
+        const Right b = right_transposed(B, n0 | t * 16, k);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           multiply_add(s[m][2 * t], a[m], b, 0);
@@ -114,8 +115,8 @@ struct State {
   }
 };
 
-template <int N_tile>
-__global__ void __launch_bounds__(threads) walk(const Problem p, const __grid_constant__ Walk first,
+template <int N_tile, bool documents>
+__global__ void __launch_bounds__(threads, 3) walk(const Problem p, const __grid_constant__ Walk first,
                                                 const __grid_constant__ Walk second, int segments, int64_t chunks_each) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(threads) walk(const Problem p, const __grid_co
   const int64_t from = min(segment * chunks_each, p.chunks), to = min(from + chunks_each, p.chunks);
   const auto chunk_at = [&](int64_t k) { return w.reverse ? to - 1 - k : from + k; };
 
-  State<N_tile> state;
+  State<N_tile, documents> state;
   state.each_pair([&](float2& s, int row, int n) {
     s = {0, 0};
     if (w.begin != nullptr && row < p.P && n < p.N)
@@ -150,8 +151,8 @@ __global__ void __launch_bounds__(threads) walk(const Problem p, const __grid_co
       for (int i = static_cast<int>(threadIdx.x) * 8; i < P_tile * N_tile; i += threads * 8)
         *reinterpret_cast<uint4*>(out + i) = *reinterpret_cast<const uint4*>(tile.at(i / N_tile, i % N_tile));
     }
-    const float decay = p.document(b, chunk, Q - 1) < chunk * Q ? __expf(stage.sum[Q - 1]) : masked;
-    left = times(decay, left);
+    const float decay = p.document(b, chunk, Q - 1) < chunk * Q ? power_of_2(stage.sum[Q - 1]) : masked;
+    left = times<documents>(decay, left);
     state.update(decay, stage, shared.weight);
   }
   if (w.end != nullptr)
@@ -194,15 +195,15 @@ Walk walk_of(const Sweep& s) {
 
 // One or two sweeps, beside each other.
 void run(Cuda on, const Problem& p, const Sweep* sweeps, unsigned count) {
-  // Some three blocks on each processor; a segment is worth its second pass from four chunks on.
-  const int64_t states = p.batch * p.heads, wanted = 400 / (states * count);
+  // Three blocks on each of 132 processors; a segment is worth its second pass from four chunks on.
+  const int64_t states = p.batch * p.heads, wanted = 396 / (states * count);
   const int segments = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, p.chunks / 4)));
   const int64_t each = (p.chunks + segments - 1) / segments, cells = int64_t{p.P} * p.N;
   Walk walks[2] = {walk_of(sweeps[0]), walk_of(sweeps[count - 1])};
-  with_N_tile(p, [&](auto tile) {
+  with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
     const auto start = [&] {
-      launch(walk<N>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p, walks[0], walks[1],
+      launch(walk<N, documents()>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p, walks[0], walks[1],
              segments, each);
     };
     if (segments == 1) return start();
@@ -237,4 +238,4 @@ void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second) {
   run(on, p, both, 2);
 }
 
-}  // namespace adder::ssd
+}  // namespace adder::ssd::chunked

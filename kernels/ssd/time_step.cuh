@@ -1,36 +1,43 @@
-// From dt to Δ and a, and back, as every kernel of SSD on the GPU computes them.
+// The time step of a token and head, on the GPU.
 #pragma once
 
 #include "adder/core/elements.cuh"
+#include "adder/kernels/math.cuh"
+#include "adder/kernels/ssd/ssd.h"
 
 namespace adder::ssd {
 
-/// log(1 + e^x), exact to rounding at both ends; NaN stays NaN.
-__device__ inline float softplus(float x) { return (x > 0 ? x : 0.0f) + log1pf(expf(-fabsf(x))); }
+/// a_t below this is cut.
+inline constexpr float least_log_decay = -40;
 
-/// Δ = clamp(softplus(raw)) with raw = dt + dt_bias.
+/// Δ from dt + dt_bias.
 struct TimeStep {
   bool softplus;
   float least, most;
 
-  TimeStep(bool softplus_, double dt_min, double dt_max)
-      : softplus(softplus_), least(static_cast<float>(dt_min)), most(static_cast<float>(dt_max)) {}
-  __device__ float free(float raw) const { return softplus ? ssd::softplus(raw) : raw; }
+  template <class Op>
+  explicit TimeStep(const Op& op)
+      : softplus(op.softplus), least(static_cast<float>(op.dt_min)), most(static_cast<float>(op.dt_max)) {}
+
+  __device__ float free(float raw) const {
+    return softplus ? log1pf(expf(-fabsf(raw))) + (raw > 0 ? raw : 0.0f) : raw;
+  }
   __device__ float operator()(float raw) const {
     const float d = free(raw);
     return d < least ? least : d > most ? most : d;  // NaN stays
   }
-  /// dΔ / draw.
-  __device__ float slope(float raw) const {
-    const float d = free(raw);
-    if (d < least || d > most) return 0;
-    return softplus ? 1.0f / (1.0f + expf(-raw)) : 1.0f;
+  /// The gradient of raw from that of Δ.
+  __device__ float gradient(float raw, float d) const {
+    const float delta = free(raw);
+    if (delta < least || delta > most) return 0;
+    return softplus ? d * math::sigmoid(raw) : d;
   }
 };
 
-/// a = Δ A is cut here before it is summed: its gradient is then 0.
-inline constexpr float least_log_decay = -40;
-__device__ inline bool is_cut(float delta, float A) { return delta * A < least_log_decay; }
-__device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_log_decay : delta * A; }
+/// e^{a_t}
+__device__ inline float decay_of(float delta, float A) {
+  const float a = delta * A;
+  return expf(a < least_log_decay ? least_log_decay : a);  // NaN stays
+}
 
 }  // namespace adder::ssd
