@@ -3,8 +3,7 @@
 //
 //   S_t = e^{a_t} S_{t-1} + Δ_t x_t B_tᵀ
 //
-// happens in registers, a sum over rows is a thread's own and one over columns the warp's. The block brings tokens
-// tile by tile to shared memory; what it will need next is on its way while it computes.
+// happens in registers, a sum over rows is a thread's own and one over columns the warp's.
 #pragma once
 
 #include "adder/core/elements.cuh"
@@ -192,57 +191,6 @@ __device__ float scattered_sum(float (&v)[m]) {
   for (int step = m; step < 32; step *= 2) v[0] += __shfl_xor_sync(all_lanes, v[0], step);
   return v[0];
 }
-
-/// Q tokens in shared memory.
-template <int K, int Q>
-struct alignas(16) Tile {
-  float BC[2][Q][Cut<K>::columns];
-  float x[Q][Cut<K>::rows];
-  float delta[Q], decay[Q];
-};
-
-/// The same, spread over the threads, on its way there. Beyond the tile's tokens, rows and columns: zero.
-template <int K, int Q>
-struct Fetched {
-  static constexpr int count = 2 * Q * Cut<K>::columns / threads;
-  float BC[count], x, step;
-
-  template <class P>
-  __device__ void fetch(const P& p, const Self<K>& self, int64_t t0, int64_t end) {
-    const int tid = static_cast<int>(threadIdx.x), tokens = static_cast<int>(min(int64_t{Q}, end - t0));
-    const int64_t first = self.b * p.n.time + t0;
-#pragma unroll
-    for (int j = 0; j < count; ++j) {
-      const int i = tid + j * threads, q = i / Cut<K>::columns % Q, column = i % Cut<K>::columns;
-      const bool inside = q < tokens && column < p.n.state;
-      const auto& from = i < Q * Cut<K>::columns ? p.B : p.C;
-      BC[j] = inside ? value(*from.at(first + q, self.group * p.n.state + column)) : 0.0f;
-    }
-    x = of_row(p.x, p.n, self, tid, first, tokens);
-    const int64_t at = (self.b * p.n.heads + self.h) * p.n.time + t0;
-    step = 0;
-    if (tid < 2 * Q && tid % Q < tokens) step = (tid < Q ? p.delta : p.decay)[at + tid % Q];
-  }
-
-  /// Number `i` of [Q, rows], zero outside.
-  template <class T>
-  static __device__ float of_row(const Tokens<T>& from, const Extent& n, const Self<K>& self, int i, int64_t first,
-                                 int tokens) {
-    static_assert(Q * Cut<K>::rows <= threads);
-    const int q = i / Cut<K>::rows;
-    const int64_t row = self.block_row + i % Cut<K>::rows;
-    return q < tokens && row < n.width ? value(*from.at(first + q, self.h * n.width + row)) : 0.0f;
-  }
-
-  __device__ void put(Tile<K, Q>& tile) const {
-    const int tid = static_cast<int>(threadIdx.x);
-#pragma unroll
-    for (int j = 0; j < count; ++j) (&tile.BC[0][0][0])[tid + j * threads] = BC[j];
-    if (tid < Q * Cut<K>::rows) (&tile.x[0][0])[tid] = x;
-    if (tid < Q) tile.delta[tid] = step;
-    else if (tid < 2 * Q) tile.decay[tid - Q] = step;
-  }
-};
 
 /// What a head's skip multiplies a row with; 0 without one.
 __device__ inline float skip_of(const float* D, bool per_channel, const Extent& n, int64_t h, int64_t row) {

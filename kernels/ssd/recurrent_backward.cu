@@ -4,15 +4,15 @@
 //   u_t = G_t B_t      dx_t = Δ_t u_t + D dy_t      da_t = e^{a_t} <G_t, S_{t-1}>      dΔ_t = u_t·x_t + A da_t
 //
 // The states are found again: a walk forward keeps one every four tokens, the walk back computes those between. da is
-// a sum of products and no difference of long sums, so that it keeps its digits at any decay. Time is cut into segments
-// to bound what is kept; a first walk keeps the state that enters each segment.
+// a sum of products and no difference of long sums, so that it keeps its digits at any decay. Time is cut into
+// segments to bound what is kept; a first walk keeps the state that enters each segment.
 //
-// Sums: over the rows of a block in shared memory, warp by warp; over blocks and heads by sum_heads, in order; over time
-// and batch in f64.
-// Cost, a token and head, P = width, N = state: some 16 P N operations in f32, 2 P N bytes kept and read, and 16 N bytes
-// of parts of dB and dC a block of rows.
-#include "adder/kernels/ssd/recurrent.cuh"
+// Sums: over the rows of a block in shared memory, warp by warp; over blocks and heads by sum_heads, in order; over
+// time and batch in f64.
+// Cost, a token and head, P = width, N = state: some 16 P N operations in f32, 2 P N bytes kept and read, and 16 N
+// bytes of parts of dB and dC a block of rows.
 #include "adder/kernels/ssd/recurrent.h"
+#include "adder/kernels/ssd/recurrent_tile.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
 
 #include <algorithm>
@@ -203,7 +203,8 @@ template <class T>
 __global__ void sum_heads(Extent n, const float* parts, int64_t begin, int64_t length, Tokens<T> dB, Tokens<T> dC) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, of_token = n.groups * n.state;
   if (i >= n.batch * length * of_token) return;
-  const int64_t token = i / of_token, g = i % of_token / n.state, column = i % n.state, of_group = n.heads / n.groups * n.blocks;
+  const int64_t token = i / of_token, g = i % of_token / n.state, column = i % n.state;
+  const int64_t of_group = n.heads / n.groups * n.blocks;
   const int64_t at = (blockIdx.y * n.batch * length + token) * n.heads * n.blocks + g * of_group;
   const float* from = parts + at * n.state + column;
   float sum = 0;
@@ -228,7 +229,8 @@ __global__ void time_step_gradient(Extent n, TimeStep step, const float* sums, c
       ux += from[0];
       da += from[n.all_blocks() * n.time];
     }
-    const float d = delta[blockIdx.x * n.time + t], raw = value(dt[(b * n.time + t) * stride + h]) + (bias != nullptr ? bias[h] : 0.0f);
+    const float d = delta[blockIdx.x * n.time + t];
+    const float raw = value(dt[(b * n.time + t) * stride + h]) + (bias != nullptr ? bias[h] : 0.0f);
     const bool cut = d * A < least_log_decay;
     const float gradient = step.gradient(raw, cut ? ux : ux + A * da);
     ddt[(b * n.time + t) * stride_to + h] = element<T>(gradient);
@@ -282,7 +284,8 @@ void run(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const S
   const Extent n(op, Cut<K>::rows);
   const int64_t length = segment_of(op, n), segments = (n.time + length - 1) / length, kept = kept_size(op);
   const TimeSteps steps = time_steps(on, op);
-  const Tensor entering = segments > 1 ? floats(segments * kept) : Tensor(), carry = segments > 1 ? floats(kept) : Tensor();
+  const Tensor entering = segments > 1 ? floats(segments * kept) : Tensor();
+  const Tensor carry = segments > 1 ? floats(kept) : Tensor();
   if (entering)
     keep_states(on, op, steps, {.begin = 0, .end = (segments - 1) * length + 1, .every = length, .start = nullptr,
                                 .states = entering.data<float>()});
@@ -291,8 +294,8 @@ void run(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const S
   const Tensor sums = floats(2 * n.all_blocks() * n.time), dD = to.D ? floats(n.batch * n.heads * n.width) : Tensor();
   for (int64_t i = segments - 1; i >= 0; --i) {
     const int64_t begin = i * length, end = std::min(n.time, begin + length);
-    keep_states(on, op, steps, {.begin = begin, .end = end, .every = tile, .start = entering ? pointer(entering) + i * kept : nullptr,
-                                .states = pointer(states)});
+    const float* start = entering ? pointer(entering) + i * kept : nullptr;
+    keep_states(on, op, steps, {.begin = begin, .end = end, .every = tile, .start = start, .states = pointer(states)});
     const WalkBack<T> p{.n = n, .x = Tokens<T>(op.x), .B = Tokens<T>(op.B), .C = Tokens<T>(op.C), .dy = Tokens<T>(dy),
                         .z = Tokens<T>(op.z), .dx = Tokens<T>(to.x), .delta = pointer(steps.delta),
                         .decay = pointer(steps.decay), .D = pointer(op.D), .dfinal = pointer(dfinal),

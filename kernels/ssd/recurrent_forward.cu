@@ -1,6 +1,6 @@
 // Cost, a token and head, P = width, N = state: 5 P N operations in f32; B and C from the cache once a block of rows.
-#include "adder/kernels/ssd/recurrent.cuh"
 #include "adder/kernels/ssd/recurrent.h"
+#include "adder/kernels/ssd/recurrent_tile.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
 
 namespace adder::ssd {
@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(threads) walk(Walk<T> p) {
         for (int k = 0; k < K; ++k) sums[r] += S[r][k] * C[k];
       }
       const float sum = scattered_sum(sums);
-      if (self.lane < R) y[q][self.row + self.lane] = p.D == nullptr ? sum : sum + D * now.x[q][self.row + self.lane];
+      const int row = self.row + self.lane;
+      if (self.lane < R) y[q][row] = p.D == nullptr ? sum : sum + D * now.x[q][row];
     }
     __syncthreads();  // the tile has been read, y is there; y is written again only after the next barrier
     if (p.y.data != nullptr) write_rows<T, K>(p, self, y, t0);
@@ -89,7 +90,8 @@ __global__ void __launch_bounds__(threads) walk(Walk<T> p) {
   if (p.final_state != nullptr) store_state(p.final_state, p.n, self, S);
 }
 
-void start(Cuda on, const Ssd& op, const TimeSteps& steps, const SsdResult& to, const Keep& keep, const Tensor& initial) {
+void start(Cuda on, const Ssd& op, const TimeSteps& steps, const SsdResult& to, const Keep& keep,
+           const Tensor& initial) {
   with_gpu_float("Ssd", op.x.dtype(), [&]<class T>(T) {
     with_columns(op.B.size(3), [&](auto K) {
       const Extent n(op, Cut<K()>::rows);
@@ -113,7 +115,8 @@ TimeSteps time_steps(Cuda on, const Ssd& op) {
   const int32_t* document = op.document ? op.document.data<int32_t>() : nullptr;
   with_gpu_float("Ssd", op.x.dtype(), [&]<class T>(T) {
     launch(find_time_steps<T>, blocks(shape.count(), 256), 256, 0, on, op.dt.data<T>(), op.dt.stride(n.heads),
-           op.A_log.data<float>(), bias, document, TimeStep(op), n, steps.delta.data<float>(), steps.decay.data<float>());
+           op.A_log.data<float>(), bias, document, TimeStep(op), n, steps.delta.data<float>(),
+           steps.decay.data<float>());
   });
   return steps;
 }
@@ -132,8 +135,8 @@ void keep_states(Cuda on, const Ssd& op, const TimeSteps& steps, const Keep& kee
 
 void recurrent_forward(Cuda on, const Ssd& op, const SsdResult& to) {
   if (op.initial_state) copy(op.initial_state, to.states);
-  start(on, op, time_steps(on, op), to, {.begin = 0, .end = op.x.size(1), .every = 1, .start = nullptr, .states = nullptr},
-        op.initial_state);
+  const Keep none{.begin = 0, .end = op.x.size(1), .every = 1, .start = nullptr, .states = nullptr};
+  start(on, op, time_steps(on, op), to, none, op.initial_state);
 }
 
 }  // namespace adder::ssd

@@ -16,7 +16,8 @@ void check_types(const char* op, const Tensor& x, std::initializer_list<const Te
                  std::initializer_list<const Tensor*> others) {
   const auto one = [&](const Tensor& t, DType type) {
     if (!t) return;
-    check(t.dtype() == type, "{}: x is {} but {} is {}", op, name(x.dtype()), text(t), name(t.dtype()));
+    check(t.dtype() == type, "{}: x is {} but {} is {}, not {}", op, name(x.dtype()), text(t), name(t.dtype()),
+          name(type));
     check(t.device() == x.device(), "{}: x is on {} but {} on {}", op, name(x.device()), text(t), name(t.device()));
   };
   for (const Tensor* t : flowing) one(*t, x.dtype());

@@ -79,7 +79,7 @@ void ssd_forward(Cuda, const Ssd& op, const SsdResult& to);
 void ssd_backward(Cpu, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
 void ssd_backward(Cuda, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
 
-/// One token of decoding: moves the state on and returns y. No gradient. dtypes as in Ssd; the state is one of the others.
+/// One token of decoding: moves the state on and returns y. No gradient. dtypes as in Ssd; the state is of the others.
 struct SsdStep {
   Tensor x;        // [batch, head, head_dim]
   Tensor dt;       // [batch, head]

@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
 
 template <class T>
 void run(Cuda on, const SsdStep& s, const Tensor& y) {
-  const int64_t batch = s.x.size(0), heads = s.x.size(1), width = s.x.size(2), groups = s.B.size(1), state = s.B.size(2);
+  const int64_t batch = s.x.size(0), heads = s.x.size(1), width = s.x.size(2);
+  const int64_t groups = s.B.size(1), state = s.B.size(2);
   const int64_t rows = step_warps * step_rows, row_blocks = (width + rows - 1) / rows;
   const Step<T> p{.heads = heads, .width = width, .groups = groups, .state = state, .blocks = row_blocks,
                   .time_step = TimeStep(s), .x = s.x.data<T>(), .dt = s.dt.data<T>(), .B = s.B.data<T>(),
