@@ -30,17 +30,18 @@ __device__ T element(float x) {
   }
 }
 
-/// Sixteen bytes.
-template <class T>
-struct alignas(16) Piece {
-  T v[per_piece<T>];
+/// What moves in one access: sixteen bytes, or fewer.
+template <class T, int n = per_piece<T>>
+struct alignas(n * sizeof(T)) Piece {
+  T v[n];
 };
 
-/// Passed to kernels by value. T is float, bf16, double or int32_t.
-template <class T>
+/// Passed to kernels by value. T is float, bf16, double or int32_t. A kernel that reads bf16 beside f32 takes pieces of 4
+/// of both.
+template <class T, int per_access = per_piece<T>>
 class Elements {
  public:
-  static constexpr int n = per_piece<T>;
+  static constexpr int n = per_access;
 
   /// `piece` elements from a multiple of `piece` on (a row of a row-wise kernel, or 1) must lie side by side. Of an
   /// undefined tensor there are no elements.
@@ -48,7 +49,7 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % 16 == 0 && (piece == 1 || piece % n == 0);
+    whole_ = reinterpret_cast<uintptr_t>(data_) % sizeof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();
@@ -69,7 +70,7 @@ class Elements {
   __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      const auto p = *reinterpret_cast<const Piece<T>*>(at.p);
+      const auto p = *reinterpret_cast<const Piece<T, n>*>(at.p);
 #pragma unroll
       for (int j = 0; j < n; ++j) x[j] = value(p.v[j]);
     } else {
@@ -85,10 +86,10 @@ class Elements {
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      Piece<T> p;
+      Piece<T, n> p;
 #pragma unroll
       for (int j = 0; j < n; ++j) p.v[j] = element<T>(x[j]);
-      *reinterpret_cast<Piece<T>*>(at.p) = p;
+      *reinterpret_cast<Piece<T, n>*>(at.p) = p;
     } else {
 #pragma unroll
       for (int j = 0; j < n; ++j) {
