@@ -30,14 +30,25 @@ __device__ T element(float x) {
   }
 }
 
-/// What moves in one access: sixteen bytes, or fewer.
+/// What moves in one access, sixteen bytes or fewer, as it lies in memory: of bf16 half the registers of the floats, and
+/// several can be on their way before the first is looked at.
 template <class T, int n = per_piece<T>>
 struct alignas(n * sizeof(T)) Piece {
-  T v[n];
+  unsigned word[n * sizeof(T) / 4];
+
+  __device__ float operator[](int j) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(word[j]);
+    else return __uint_as_float(j % 2 == 0 ? word[j / 2] << 16 : word[j / 2] & 0xffff0000u);
+  }
+  /// Into a zero.
+  __device__ void set(int j, T x) {
+    if constexpr (sizeof(T) == 4) word[j] = __float_as_uint(x);
+    else word[j / 2] |= static_cast<unsigned>(x.bits) << (j % 2 * 16);
+  }
 };
 
-/// Passed to kernels by value. T is float, bf16, double or int32_t. A kernel that reads bf16 beside f32 takes pieces of 4
-/// of both.
+/// Passed to kernels by value. T is float, bf16, double or int32_t. A kernel that reads bf16 beside f32 takes pieces of
+/// one length of both.
 template <class T, int per_access = per_piece<T>>
 class Elements {
  public:
@@ -66,29 +77,31 @@ class Elements {
   /// Address of element i.
   __device__ T* operator()(int64_t i) const { return place(i).p; }
 
-  /// x = elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
-  __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
+  /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
+  __device__ Piece<T, n> load(int64_t i, int64_t end) const {
     Place at = place(i);
-    if (whole_ && i + n <= end) {
-      const auto p = *reinterpret_cast<const Piece<T, n>*>(at.p);
+    if (whole_ && i + n <= end) return *reinterpret_cast<const Piece<T, n>*>(at.p);
+    Piece<T, n> x{};
 #pragma unroll
-      for (int j = 0; j < n; ++j) x[j] = value(p.v[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        x[j] = i + j < end ? value(*at.p) : 0.0f;
-        step(at);
-      }
+    for (int j = 0; j < n; ++j) {
+      if (i + j < end) x.set(j, *at.p);
+      step(at);
     }
+    return x;
+  }
+  __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
+    const Piece<T, n> p = load(i, end);
+#pragma unroll
+    for (int j = 0; j < n; ++j) x[j] = p[j];
   }
 
   /// Elements [i, min(i + n, end)) = x, rounded.
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      Piece<T, n> p;
+      Piece<T, n> p{};
 #pragma unroll
-      for (int j = 0; j < n; ++j) p.v[j] = element<T>(x[j]);
+      for (int j = 0; j < n; ++j) p.set(j, element<T>(x[j]));
       *reinterpret_cast<Piece<T, n>*>(at.p) = p;
     } else {
 #pragma unroll

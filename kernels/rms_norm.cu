@@ -1,7 +1,7 @@
 // A block takes a row at a time and holds it in registers, so that memory is touched once.
-// Floor, N = rows x channels, at memory speed: forward 12 N bytes (x and residual in, y and s out: in bf16 2 + 4 + 2 + 4,
-// without a residual 8), in f32 16 N. Backward in bf16 16 N (s, dy, ds in; two gradients out: 4 + 2 + 4 + 2 + 4), in f32
-// 16 N. dweight: each block sums its rows in registers, sum_rows sums the blocks.
+// Floor at memory speed, N = rows x channels. bf16: forward 12 N bytes (x 2, residual 4 in; y 2, s 4 out; 8 N without a
+// residual), backward 16 N (s 4, dy 2, ds 4 in; 2 and 4 out). f32: 16 N each.
+// dweight: each block sums its rows in registers, sum_rows sums the blocks.
 #include "adder/kernels/rms_norm.h"
 
 #include "adder/core/elements.cuh"
@@ -15,8 +15,7 @@ namespace adder {
 namespace {
 
 constexpr int most_threads = 512;
-constexpr int64_t most_blocks = 1056;  // of backward, each leaves one row of partial sums: 8 on each of 132 processors
-constexpr int n = 4;                   // channels in a piece, of bf16 and of f32
+constexpr int n = 4;  // channels in a piece, of bf16 and of f32
 
 template <class T>
 using Row = Elements<T, n>;
@@ -160,21 +159,23 @@ void rms_norm_forward(Cuda on, const RmsNorm& op, const Tensor& y, const Tensor&
 
 void rms_norm_backward(Cuda on, const RmsNorm& op, const Tensor& dy, const Tensor& dsum, const RmsNormSlots& to) {
   const int64_t channels = op.x.size(-1), rows = op.x.count() / channels;
-  const int64_t each = std::max<int64_t>(1, (rows + most_blocks - 1) / most_blocks), count = (rows + each - 1) / each;
-  const Tensor partial = to.weight.tensor ? Tensor({count, channels}, DType::f32, Device::cuda) : Tensor();
-  with_gpu_float("RmsNorm", dy.dtype(), [&]<class T>(T) {
-    const Backward<T> p{.dy = Row<T>(dy, channels), .dx = Row<T>(to.x.tensor, channels),
-                        .s = Row<float>(op.x, channels), .dsum = Row<float>(dsum, channels),
-                        .dresidual = Row<float>(to.residual.tensor, channels),
-                        .weight = Row<float>(op.weight, channels), .add_x = to.x.accumulate,
-                        .add_residual = to.residual.accumulate, .partial = partial ? partial.data<float>() : nullptr,
-                        .rows = rows, .rows_per_block = each, .channels = channels,
-                        .eps = static_cast<float>(op.eps)};
-    with_held(channels, [&](auto held, int threads) {
+  with_held(channels, [&](auto held, int threads) {
+    // As many blocks as run at once on 132 processors: each leaves a row of partial sums.
+    const int64_t most = 132 * std::clamp(960 / threads, 1, 16);
+    const int64_t each = std::max<int64_t>(1, (rows + most - 1) / most), count = (rows + each - 1) / each;
+    const Tensor partial = to.weight.tensor ? Tensor({count, channels}, DType::f32, Device::cuda) : Tensor();
+    with_gpu_float("RmsNorm", dy.dtype(), [&]<class T>(T) {
+      const Backward<T> p{.dy = Row<T>(dy, channels), .dx = Row<T>(to.x.tensor, channels),
+                          .s = Row<float>(op.x, channels), .dsum = Row<float>(dsum, channels),
+                          .dresidual = Row<float>(to.residual.tensor, channels),
+                          .weight = Row<float>(op.weight, channels), .add_x = to.x.accumulate,
+                          .add_residual = to.residual.accumulate, .partial = partial ? partial.data<float>() : nullptr,
+                          .rows = rows, .rows_per_block = each, .channels = channels,
+                          .eps = static_cast<float>(op.eps)};
       launch(backward<T, held()>, blocks(count, 1), threads, 0, on, p);
     });
+    if (partial) sum_rows(on, partial, to.weight.tensor, to.weight.accumulate);
   });
-  if (partial) sum_rows(on, partial, to.weight.tensor, to.weight.accumulate);
 }
 
 }  // namespace adder

@@ -15,9 +15,10 @@ namespace adder {
 /// residual;  dweight = sum of dy ⊙ x̂ over the rows, in blocks of fixed size summed in order.
 /// It keeps s and the weight; r is computed again while the row is in cache.
 ///
-/// Operands have one dtype, but where x is bf16 the stream stays f32: residual, s (without a residual x widened) and the
-/// weight are f32, y is bf16; ds is given to x in bf16 and to residual in f32.
-/// Memory floor: forward reads x, residual and writes s, y; backward reads s, dy, ds and writes one gradient, of bf16 two.
+/// Operands have one dtype, but where x is bf16 the stream stays f32: residual, s (without a residual x widened) and
+/// the weight are f32, y is bf16; ds is given to x in bf16 and to residual in f32.
+/// Memory floor: forward reads x, residual and writes s, y; backward reads s, dy, ds and writes one gradient, or where x
+/// is bf16 two.
 struct RmsNorm {
   Tensor x;              // [..., channel]
   Tensor residual = {};  // [..., channel], optional
