@@ -33,16 +33,23 @@ struct Rows {
       : data(t.data<T>()), pitch(t.stride(t.size(1))), columns(static_cast<int>(t.size(1))),
         aligned(reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && pitch % n == 0) {}
 
-  /// Columns [j, j + n) of row i; those from the end on are -infinity, whose exponential is 0.
-  __device__ void load(int64_t i, int j, float (&x)[n]) const {
+  /// x[k] = columns [j + k step, j + k step + n) of row i; those from the end on are -infinity, whose exponential is 0.
+  template <int pieces>
+  __device__ void load(int64_t i, int j, float (&x)[pieces][n]) const {
     const T* p = data + i * pitch + j;
-    if (aligned && j + n <= columns) {
-      const auto four = *reinterpret_cast<const Four<T>*>(p);
+    if (aligned && j + (pieces - 1) * step + n <= columns) {
+      Four<T> four[pieces];  // all under way before the first is used
 #pragma unroll
-      for (int c = 0; c < n; ++c) x[c] = value(four.v[c]);
+      for (int k = 0; k < pieces; ++k) four[k] = *reinterpret_cast<const Four<T>*>(p + k * step);
+#pragma unroll
+      for (int k = 0; k < pieces; ++k)
+#pragma unroll
+        for (int c = 0; c < n; ++c) x[k][c] = value(four[k].v[c]);
     } else {
 #pragma unroll
-      for (int c = 0; c < n; ++c) x[c] = j + c < columns ? value(p[c]) : -INFINITY;
+      for (int k = 0; k < pieces; ++k)
+#pragma unroll
+        for (int c = 0; c < n; ++c) x[k][c] = j + k * step + c < columns ? value(p[k * step + c]) : -INFINITY;
     }
   }
 
@@ -116,8 +123,7 @@ __global__ void __launch_bounds__(threads) forward(Forward p) {
   Sum s;
   for (int first = static_cast<int>(threadIdx.x) * n; first < columns; first += step * pieces) {
     float x[pieces][n], most = s.most;
-#pragma unroll
-    for (int k = 0; k < pieces; ++k) p.logits.load(i, first + k * step, x[k]);
+    p.logits.load(i, first, x);
 #pragma unroll
     for (int k = 0; k < pieces; ++k)
 #pragma unroll
@@ -157,8 +163,7 @@ __global__ void __launch_bounds__(threads) backward(Backward<T> p) {
   for (int first = static_cast<int>(threadIdx.x) * n; first < p.logits.columns; first += step * pieces) {
     float x[pieces][n] = {};
     if (counted) {
-#pragma unroll
-      for (int k = 0; k < pieces; ++k) p.logits.load(i, first + k * step, x[k]);
+      p.logits.load(i, first, x);
 #pragma unroll
       for (int k = 0; k < pieces; ++k)
 #pragma unroll
