@@ -133,6 +133,9 @@ class Chunks {
           to_string(x.shape()), to_string(weight.shape()));
     check(x.dtype() == weight.dtype(), "LinearCrossEntropy: x is {} but weight is {}", name(x.dtype()),
           name(weight.dtype()));
+    check(weight.device() == x.device() && targets.device() == x.device(),
+          "LinearCrossEntropy: x is on {}, weight on {} and targets on {}", name(x.device()), name(weight.device()),
+          name(targets.device()));
     check(targets.shape() == x.shape().axes(0, x.rank() - 1), "LinearCrossEntropy: x {} but targets {}",
           to_string(x.shape()), to_string(targets.shape()));
     check(0 <= vocabulary && vocabulary <= weight.size(0), "LinearCrossEntropy: a vocabulary of {} but weight {}",
@@ -193,8 +196,9 @@ TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
 
 Tensor LinearCrossEntropy::forward() {
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64), "LinearCrossEntropy: scale is {} {}, not f64 [1]",
-        scale ? name(scale.dtype()) : "", scale ? to_string(scale.shape()) : "");
+  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64 && scale.device() == x.device()),
+        "LinearCrossEntropy: scale is {} {}, not f64 [1] where x is", scale ? name(scale.dtype()) : "",
+        scale ? to_string(scale.shape()) : "");
   const TokenLosses tokens = forward_chunks(chunks, z_loss);
   logsumexp = tokens.logsumexp;
   const Tensor loss({1}, wide(x.dtype()), x.device());
