@@ -1,5 +1,5 @@
-// Floor: an update reads 16 bytes and writes 12 for each f32 element (2 more for the bf16 copy), the sum of squares reads
-// 4, at memory speed. Partial sums are of fixed ranges and are added in order.
+// Floor: an update reads 16 bytes and writes 12 for each f32 element (2 more for the bf16 copy), the sum of squares
+// reads 4, at memory speed. Partial sums are of fixed ranges and are added in order.
 #include "adder/kernels/adamw.h"
 
 #include "adder/core/elements.cuh"
@@ -17,8 +17,6 @@ using Controls = AdamWControls;
 constexpr int threads = 256, n = 4;                  // a thread takes n elements at a time
 constexpr int64_t block_of_sum = threads * n * 32;   // elements whose squares a block adds
 constexpr int64_t block_of_update = threads * n * 8;  // elements that a block updates: pow() is paid for once
-
-bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % static_cast<uint64_t>(bytes) == 0; }
 
 __global__ void __launch_bounds__(threads) squares(Elements<float> x, double* partial) {
   const int64_t begin = blockIdx.x * block_of_sum, end = min(x.count(), begin + block_of_sum);
@@ -158,12 +156,12 @@ void adamw_controls(Cuda on, const Tensor& controls) {
 void adamw_update(Cuda on, const AdamWUpdate& u) {
   const int64_t count = u.parameter.count();
   for (const Tensor* t : {&u.parameter, &u.gradient, &u.exp_avg, &u.exp_avg_sq, &u.rounded})
-    if (*t && (t->count() != count || !t->contiguous())) fail("AdamW: tensors of different sizes, or rows that lie apart");
+    if (*t && (t->count() != count || !t->contiguous())) fail("AdamW: tensors of different sizes, or rows apart");
   bf16* const rounded = u.rounded ? u.rounded.data<bf16>() : nullptr;
   launch(update, blocks(count, block_of_update), threads, 0, on,
          Update{.p = Elements<float>(u.parameter), .g = Elements<float>(u.gradient), .m = Elements<float>(u.exp_avg),
-                .v = Elements<float>(u.exp_avg_sq), .rounded = rounded, .rounded_aligned = aligned(rounded, 8),
-                .controls = u.controls.data<double>(),
+                .v = Elements<float>(u.exp_avg_sq), .rounded = rounded,
+                .rounded_aligned = reinterpret_cast<uintptr_t>(rounded) % 8 == 0, .controls = u.controls.data<double>(),
                 .options = {u.beta1, u.beta2, u.epsilon, u.weight_decay, u.lr_scale}});
 }
 

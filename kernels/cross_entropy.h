@@ -6,12 +6,12 @@
 //   dlogit_j = scale dloss (p_j (1 + 2 z lse) - [j = target])    with p_j = exp(logit_j - lse)
 //
 // z is the z-loss of PaLM (Chowdhery et al. 2022, sec. 5), which keeps lse near zero. A token with the label -1 is not
-// counted: its loss and its dlogit are zero whatever its logits are (but its x enters the product dlogitᵀ x, so it must
-// be finite). Rows of W from `vocabulary` on are padding: they take no part in the softmax and get zero gradients.
+// counted: its loss and its dlogit are zero whatever its logits are (but its x enters the product dlogitᵀ x, so it
+// must be finite). Rows of W from `vocabulary` on are padding: they take no part in the softmax and get zero gradients.
 //
 // Backward computes the logits of a chunk again instead of keeping them: 8 tokens vocabulary d operations where 6 would
-// do, and the product of the weight's gradient goes straight to where the tape wants it. On the CPU a chunk's logits live
-// in the cache while they are read; on the GPU a chunk is what keeps the products at full speed below 0.5 GiB.
+// do, and the product of the weight's gradient goes straight to where the tape wants it. On the CPU a chunk's logits
+// live in the cache while they are read; on the GPU a chunk is what keeps the products at full speed below 0.5 GiB.
 //
 // With bf16 operands the logits, the losses and the loss are f32; the gradients of the logits are rounded to bf16 for
 // the two products.
@@ -27,8 +27,8 @@ namespace adder {
 inline constexpr int32_t not_counted = -1;
 
 /// Backward keeps x, the weight, the targets, the scale and one number a token (lse).
-/// A target outside [0, vocabulary) that is not -1 throws; on the GPU, which nobody waits for, it makes the loss and the
-/// gradients NaN instead, and the optimizer skips the step.
+/// A target outside [0, vocabulary) that is not -1 throws; on the GPU, which nobody waits for, it makes the loss and
+/// the gradients NaN instead, so that the optimizer skips the step.
 struct LinearCrossEntropy {
   Tensor x;                // [..., d]
   Tensor weight;           // [vocabulary or more, d]: the embedding if tied

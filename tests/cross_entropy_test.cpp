@@ -261,7 +261,8 @@ TEST_CASE("cross_entropy: the kernels agree with f64 on any row, also near 1e4 a
                                        .logsumexp = r.logsumexp, .dloss = full({1}, 2, type, device),
                                        .scale = full({1}, 0.5, DType::f64, device), .z_loss = z});
     });
-    CHECK(max_difference(wide.slice_last(0, begin), zeros({5, begin})) == 0);  // what lies beside the rows is left alone
+    // What lies beside the rows is left alone.
+    CHECK(max_difference(wide.slice_last(0, begin), zeros({5, begin})) == 0);
     CHECK(max_difference(wide.slice_last(begin + n, n + 7), zeros({5, 7 - begin})) == 0);
     return r;
   };
@@ -296,7 +297,8 @@ TEST_CASE("cross_entropy: on the GPU a step needs less than half a GiB beside it
   const auto normal = [](const Shape& shape, uint64_t seed) {
     return leaf(to_device(to(random_normal(shape, seed), DType::bf16), Device::cuda));
   };
-  const Tensor x = normal({8192, 64}, 1), w = normal({50288, 64}, 2), t = to_device(labels({8192}, 50288), Device::cuda);
+  const Tensor x = normal({8192, 64}, 1), w = normal({50288, 64}, 2);
+  const Tensor t = to_device(labels({8192}, 50288), Device::cuda);
   const auto step = [&] { backward(apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t})); };
   step();  // the gradients are there
   const int64_t held = memory_use(Device::cuda).in_use;
