@@ -12,8 +12,8 @@ inline constexpr int Q = 64;      // tokens of a chunk
 inline constexpr int P_tile = 64;  // channels of a head, with zeros behind them
 
 /// Whether a = Δ A is cut, so that its gradient is 0; and a itself.
-__device__ inline bool is_cut(float delta, float A) { return delta * A < least_log_decay; }
-__device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_log_decay : delta * A; }
+__device__ inline bool is_cut(float delta, float A) { return delta * A < least_a; }
+__device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_a : delta * A; }
 
 /// A masked weight. Weights are exponentials, never negative; a NaN is not masked. Only with documents is any masked.
 inline constexpr float masked = -1;

@@ -231,7 +231,7 @@ __global__ void time_step_gradient(Extent n, TimeStep step, const float* sums, c
     }
     const float d = delta[blockIdx.x * n.time + t];
     const float raw = value(dt[(b * n.time + t) * stride + h]) + (bias != nullptr ? bias[h] : 0.0f);
-    const bool cut = d * A < least_log_decay;
+    const bool cut = d * A < least_a;
     const float gradient = step.gradient(raw, cut ? ux : ux + A * da);
     ddt[(b * n.time + t) * stride_to + h] = element<T>(gradient);
     totals[0] += cut ? 0.0 : static_cast<double>(d) * A * da;

@@ -1,4 +1,5 @@
-// Which kernels do SSD on the GPU.
+// Which kernels do SSD on the GPU: on tensor cores in chunks where the operands suit, token by token elsewhere.
+#include "adder/kernels/ssd/chunked.h"
 #include "adder/kernels/ssd/recurrent.h"
 
 namespace adder {
@@ -6,10 +7,14 @@ namespace adder {
 // Backward finds states again: what is kept is the state before the first token, one a batch row.
 int64_t ssd_states(Cuda, const Ssd& op) { return op.has_initial_state ? op.x.size(0) : 0; }
 
-void ssd_forward(Cuda on, const Ssd& op, const SsdResult& to) { ssd::recurrent_forward(on, op, to); }
+void ssd_forward(Cuda on, const Ssd& op, const SsdResult& to) {
+  if (ssd::chunked::fits(op)) ssd::chunked::forward(on, op, to);
+  else ssd::recurrent_forward(on, op, to);
+}
 
 void ssd_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to) {
-  ssd::recurrent_backward(on, op, dy, dfinal, to);
+  if (ssd::chunked::fits(op) && ssd::chunked::fits(to)) ssd::chunked::backward(on, op, dy, dfinal, to);
+  else ssd::recurrent_backward(on, op, dy, dfinal, to);
 }
 
 }  // namespace adder

@@ -8,7 +8,7 @@
 namespace adder::ssd {
 
 /// a_t below this is cut.
-inline constexpr float least_log_decay = -40;
+inline constexpr float least_a = -40;
 
 /// Δ from dt + dt_bias.
 struct TimeStep {
@@ -37,7 +37,7 @@ struct TimeStep {
 /// e^{a_t}
 __device__ inline float decay_of(float delta, float A) {
   const float a = delta * A;
-  return expf(a < least_log_decay ? least_log_decay : a);  // NaN stays
+  return expf(a < least_a ? least_a : a);  // NaN stays
 }
 
 }  // namespace adder::ssd
