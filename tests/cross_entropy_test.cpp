@@ -223,8 +223,8 @@ TEST_CASE("cross_entropy: chunks add in f32 to a weight's gradient; ten runs giv
   };
   const auto exact = run(Device::cpu, DType::f64, DType::f64), first = run(place.device, place.type, DType::f32);
   CHECK(first[0].dtype() == DType::f32);
-  // f32: as above. bf16: the loss comes from the rounded operands in f32; each gradient of a logit is off by up to 2^-8,
-  // less than half of that in the mean, and so is dx, while the weight's sums lose nothing more.
+  // f32: as above. bf16: the loss comes from the rounded operands in f32; each gradient of a logit is off by up to
+  // 2^-8, less than half of that in the mean, and so is dx, while the weight's sums lose nothing more.
   const bool bf16 = place.type == DType::bf16;
   CHECK(relative_rms(first[0], exact[0]) < 1e-6);
   CHECK(relative_rms(first[1], exact[1]) < (bf16 ? 2.5e-3 : 3e-6));
