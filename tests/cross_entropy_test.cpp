@@ -223,12 +223,12 @@ TEST_CASE("cross_entropy: chunks add in f32 to a weight's gradient; ten runs giv
   };
   const auto exact = run(Device::cpu, DType::f64, DType::f64), first = run(place.device, place.type, DType::f32);
   CHECK(first[0].dtype() == DType::f32);
-  // f32: as above. bf16: the loss comes from the rounded operands in f32; the gradients of the logits are rounded to
-  // 2^-9, and so is dx, while the weight's sums lose nothing more.
+  // f32: as above. bf16: the loss comes from the rounded operands in f32; each gradient of a logit is off by up to
+  // 2^-8, less than half of that in the mean, and so is dx, while the weight's sums lose nothing more.
   const bool bf16 = place.type == DType::bf16;
   CHECK(relative_rms(first[0], exact[0]) < 1e-6);
-  CHECK(relative_rms(first[1], exact[1]) < (bf16 ? 2e-3 : 3e-6));
-  CHECK(relative_rms(first[2], exact[2]) < (bf16 ? 3e-3 : 3e-6));
+  CHECK(relative_rms(first[1], exact[1]) < (bf16 ? 2.5e-3 : 3e-6));
+  CHECK(relative_rms(first[2], exact[2]) < (bf16 ? 4e-3 : 3e-6));
   CHECK(max_difference(first[1].slice_first(vocabulary, 520), zeros({5, d})) == 0);
   for (int i = 0; i < 9; ++i) {
     const auto again = run(place.device, place.type, DType::f32);
@@ -273,8 +273,9 @@ TEST_CASE("cross_entropy: the kernels agree with f64 on any row, also near 1e4 a
     // Some f32 roundings of the numbers that are added: 1 stands for those that cancel.
     CHECK(max_difference(row(r.losses), row(exact.losses)) < 1e-6 * (1 + item(row(exact.losses))));
     CHECK(max_difference(row(r.logsumexp), row(exact.logsumexp)) < 1e-6 * (1 + std::abs(item(row(exact.logsumexp)))));
-    // Near 1e4 an f32 logsumexp is off by up to 2^-11, and so is each probability. A single probability of 1 cancels.
-    const double tolerance = (i == 1 ? 6e-4 : n == 1 ? 1e-4 : 3e-6) + (place.type == DType::bf16 ? 2.5e-3 : 0);
+    // Near 1e4 an f32 logsumexp is off by up to 2^-11, and so is each probability. A single probability of 1
+    // cancels. A bf16 is off by up to 2^-8.
+    const double tolerance = (i == 1 ? 6e-4 : n == 1 ? 1e-4 : 3e-6) + (place.type == DType::bf16 ? 0x1p-8 : 0);
     CHECK(relative_rms(row(r.dlogits), row(exact.dlogits)) < tolerance);
   }
 }
