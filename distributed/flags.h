@@ -20,6 +20,7 @@
 #include "adder/distributed/program.h"
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,6 +35,8 @@ struct FlagRules {
   std::vector<std::string> choices = {};      // strings: one of these
   bool required = false;                      // must be given
   bool may_change = false;                    // a resumed run may have another value: it does not change the result
+  std::function<void()> preset = {};          // called when it is given, after it and before any other flag is assigned:
+                                              // gives other options their defaults
 };
 
 /// A flag whose value is not that of the saved run.

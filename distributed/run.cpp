@@ -115,12 +115,10 @@ void Run::choose_device() {
   if (device() == Device::cuda) {
     check_usage(built_with_cuda, "--device cuda: this adder was built without CUDA");
     check_usage(gpu_count() > 0, "--device cuda: no GPU answers");
-    const auto hosts = mesh_.world.exchange(host_name());
-    const auto before = std::count(hosts.begin(), hosts.begin() + mesh_.world.rank(), host_name());
-    check_usage(before < gpu_count(), "--device cuda: more processes on {} than its {} GPUs", host_name(), gpu_count());
-    check_usage(hosts.size() == 1, "--device cuda: {} processes cannot train together on GPUs yet; --device cpu trains "
-                "on their processors", hosts.size());
-    choose_gpu(static_cast<int>(before));
+    check_usage(mesh_.world.size() == 1, "--device cuda: {} processes cannot share a training on GPUs yet; --device cpu "
+                "trains on their processors", mesh_.world.size());
+    const auto hosts = mesh_.world.exchange(host_name());  // by the rank on this host
+    choose_gpu(static_cast<int>(std::count(hosts.begin(), hosts.begin() + mesh_.world.rank(), host_name())));
   }
   if (options_.dtype.empty()) options_.dtype = device() == Device::cuda ? "bf16" : "f32";
   check_usage(dtype() == DType::f32 || device() == Device::cuda, "--dtype bf16 needs a GPU: the CPU computes in f32");

@@ -32,6 +32,13 @@ void LanguageModelOptions::validate() const {
   mixer.validate();
 }
 
+double LanguageModelOptions::training_flops() const {
+  const Mamba2Options& m = mixer;
+  const int64_t in = 2 * m.mlp() + m.ssm() + m.conv_channels() + m.heads(), mlp = 3 * d_intermediate;
+  const int64_t block = m.d_model * (in + m.d_inner() + mlp), states = m.ssm() * m.d_state;
+  return static_cast<double>(6 * (layers * block + m.d_model * table_rows()) + 21 * layers * states);
+}
+
 Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
     : name(p.path()),
       norm(p / "norm", o.mixer.d_model, o.eps),

@@ -28,6 +28,9 @@ struct LanguageModelOptions {
   bool recompute = false;        // keep only the input of each block and run it again in backward
   Mamba2Options mixer = {};
 
+  /// FLOPs of one token in training, forward and backward, multiply and add counted: 6 for each weight of a product and
+  /// 21 for each channel and state of an SSD. Megatron-LM's convention; what is computed again does not count.
+  double training_flops() const;
   int64_t table_rows() const { return (vocabulary + pad_vocabulary - 1) / pad_vocabulary * pad_vocabulary; }
   void validate() const;
 };
