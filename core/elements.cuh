@@ -30,17 +30,29 @@ __device__ T element(float x) {
   }
 }
 
-/// Sixteen bytes.
-template <class T>
-struct alignas(16) Piece {
-  T v[per_piece<T>];
+/// What moves in one access, sixteen bytes or fewer, as it lies in memory: of bf16 half the registers of the floats, and
+/// several can be on their way before the first is looked at.
+template <class T, int n = per_piece<T>>
+struct alignas(n * sizeof(T)) Piece {
+  unsigned word[n * sizeof(T) / 4];
+
+  __device__ float operator[](int j) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(word[j]);
+    else return __uint_as_float(j % 2 == 0 ? word[j / 2] << 16 : word[j / 2] & 0xffff0000u);
+  }
+  /// Into a zero.
+  __device__ void set(int j, T x) {
+    if constexpr (sizeof(T) == 4) word[j] = __float_as_uint(x);
+    else word[j / 2] |= static_cast<unsigned>(x.bits) << (j % 2 * 16);
+  }
 };
 
-/// Passed to kernels by value. T is float, bf16, double or int32_t.
-template <class T>
+/// Passed to kernels by value. T is float, bf16, double or int32_t. A kernel that reads bf16 beside f32 takes pieces of
+/// one length of both.
+template <class T, int per_access = per_piece<T>>
 class Elements {
  public:
-  static constexpr int n = per_piece<T>;
+  static constexpr int n = per_access;
 
   /// `piece` elements from a multiple of `piece` on (a row of a row-wise kernel, or 1) must lie side by side. Of an
   /// undefined tensor there are no elements.
@@ -48,7 +60,7 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % 16 == 0 && (piece == 1 || piece % n == 0);
+    whole_ = reinterpret_cast<uintptr_t>(data_) % sizeof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();
@@ -65,30 +77,32 @@ class Elements {
   /// Address of element i.
   __device__ T* operator()(int64_t i) const { return place(i).p; }
 
-  /// x = elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
-  __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
+  /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
+  __device__ Piece<T, n> load(int64_t i, int64_t end) const {
     Place at = place(i);
-    if (whole_ && i + n <= end) {
-      const auto p = *reinterpret_cast<const Piece<T>*>(at.p);
+    if (whole_ && i + n <= end) return *reinterpret_cast<const Piece<T, n>*>(at.p);
+    Piece<T, n> x{};
 #pragma unroll
-      for (int j = 0; j < n; ++j) x[j] = value(p.v[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        x[j] = i + j < end ? value(*at.p) : 0.0f;
-        step(at);
-      }
+    for (int j = 0; j < n; ++j) {
+      if (i + j < end) x.set(j, *at.p);
+      step(at);
     }
+    return x;
+  }
+  __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
+    const Piece<T, n> p = load(i, end);
+#pragma unroll
+    for (int j = 0; j < n; ++j) x[j] = p[j];
   }
 
   /// Elements [i, min(i + n, end)) = x, rounded.
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      Piece<T> p;
+      Piece<T, n> p{};
 #pragma unroll
-      for (int j = 0; j < n; ++j) p.v[j] = element<T>(x[j]);
-      *reinterpret_cast<Piece<T>*>(at.p) = p;
+      for (int j = 0; j < n; ++j) p.set(j, element<T>(x[j]));
+      *reinterpret_cast<Piece<T, n>*>(at.p) = p;
     } else {
 #pragma unroll
       for (int j = 0; j < n; ++j) {

@@ -287,8 +287,9 @@ void check_operand(const Tensor& t, const char* name, const Shape& shape, const 
 void check_parameters(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check(weight.rank() == 2 && weight.size(0) == x.size(-1) && weight.size(1) >= 1, "CausalConv1d: x {} but weight {}",
         to_string(x.shape()), to_string(weight.shape()));
-  check_operand(weight, "weight", weight.shape(), x, x.dtype());
-  check_operand(bias, "bias", {x.size(-1)}, x, x.dtype());
+  const DType type = x.dtype() == DType::bf16 ? DType::f32 : x.dtype();
+  check_operand(weight, "weight", weight.shape(), x, type);
+  check_operand(bias, "bias", {x.size(-1)}, x, type);
 }
 
 }  // namespace

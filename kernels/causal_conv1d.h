@@ -18,6 +18,8 @@
 // and document, and computes s again. The sums over time are partial sums of `block` tokens added in order, whatever
 // the number of threads.
 //
+// All operands have one dtype, but beside bf16 the weight and the bias are f32; all arithmetic is then in f32.
+//
 // Floor: 2 values moved per element forward (x, y), 3 backward (x, dy, dx).
 #pragma once
 

@@ -43,19 +43,13 @@ double value_or_one(const Tensor& t) {
 
 }  // namespace
 
-void check_targets(Cpu, const Tensor& targets, int64_t vocabulary) {
-  const int32_t* target = targets.data<int32_t>();
-  for (int64_t i = 0; i < targets.count(); ++i)
-    check(target[i] == not_counted || (0 <= target[i] && target[i] < vocabulary),
-          "LinearCrossEntropy: target {} at position {} is outside the vocabulary of {}", target[i], i, vocabulary);
-}
-
 void cross_entropy_forward(Cpu, const Tensor& logits, const Tensor& targets, double z_loss, const Tensor& losses,
                            const Tensor& logsumexp) {
   const int64_t tokens = logits.size(0), n = logits.size(1);
   with_float("LinearCrossEntropy", logits.dtype(), [&]<class T>(T) {
     const int32_t* target = targets.data<int32_t>();
     const T* data = logits.data<T>();
+    const int64_t pitch = logits.stride(n);
     T *loss = losses.data<T>(), *lse = logsumexp.data<T>();
 #pragma omp parallel for if (tokens * n > 1 << 14)
     for (int64_t i = 0; i < tokens; ++i) {
@@ -63,7 +57,7 @@ void cross_entropy_forward(Cpu, const Tensor& logits, const Tensor& targets, dou
         loss[i] = lse[i] = 0;
         continue;
       }
-      const T* row = data + i * n;
+      const T* row = data + i * pitch;
       const T most = largest(row, n), log_sum = math::log(sum_of_exp(row, n, most));
       lse[i] = most + log_sum;
       // The large parts cancel first: of logits near 1e4 the loss keeps its digits.
@@ -90,24 +84,46 @@ void cross_entropy_backward(Cpu, const CrossEntropyBackward& b) {
   const int64_t tokens = b.logits.size(0), n = b.logits.size(1);
   with_float("LinearCrossEntropy", b.logits.dtype(), [&]<class T>(T) {
     const int32_t* target = b.targets.data<int32_t>();
-    const T* lse = b.logsumexp.data<T>();
-    T* data = b.logits.data<T>();
+    const T *lse = b.logsumexp.data<T>(), *from = b.logits.data<T>();
+    T* to = b.dlogits.data<T>();
+    const int64_t pitch_from = b.logits.stride(n), pitch_to = b.dlogits.stride(n);
     const T factor = static_cast<T>(value_or_one<T>(b.dloss) * value_or_one<double>(b.scale));
 #pragma omp parallel for if (tokens * n > 1 << 14)
     for (int64_t i = 0; i < tokens; ++i) {
-      T* row = data + i * n;
+      const T* row = from + i * pitch_from;
+      T* gradient = to + i * pitch_to;
       if (target[i] == not_counted) {
-        std::fill(row, row + n, T{0});
+        std::fill(gradient, gradient + n, T{0});
         continue;
       }
       const T shift = lse[i], weight = factor * (1 + 2 * static_cast<T>(b.z_loss) * lse[i]);
-      for (int64_t j = 0; j < n; ++j) row[j] = weight * math::exp(row[j] - shift);
-      row[target[i]] -= factor;
+#pragma omp simd  // the gradient may lie where the logits are
+      for (int64_t j = 0; j < n; ++j) gradient[j] = weight * math::exp(row[j] - shift);
+      gradient[target[i]] -= factor;
     }
   });
 }
 
 namespace {
+
+void check_targets(const Tensor& targets, int64_t vocabulary) {
+  const int32_t* target = targets.data<int32_t>();
+  for (int64_t i = 0; i < targets.count(); ++i)
+    check(target[i] == not_counted || (0 <= target[i] && target[i] < vocabulary),
+          "LinearCrossEntropy: target {} at position {} is outside the vocabulary of {}", target[i], i, vocabulary);
+}
+
+// The dtype of logits and losses.
+DType wide(DType type) { return type == DType::bf16 ? DType::f32 : type; }
+
+// Tokens whose logits exist at a time.
+int64_t chunk_size(Device device, int64_t vocabulary) {
+  const int64_t row = std::max<int64_t>(1, vocabulary);
+  // 4 MiB of f32 logits stay near the L2 cache; below 256 tokens the products would wait for the weight instead.
+  if (device == Device::cpu) return std::max<int64_t>(256, (1 << 20) / row);
+  // Whole tiles of the products, and enough of them; 2^26 logits are 256 MiB, and 128 MiB more are their gradients.
+  return std::max<int64_t>(1024, (1 << 26) / row / 256 * 256);
+}
 
 // What forward, backward and token_losses share: the operands as matrices, and the logits of one chunk at a time.
 class Chunks {
@@ -117,6 +133,9 @@ class Chunks {
           to_string(x.shape()), to_string(weight.shape()));
     check(x.dtype() == weight.dtype(), "LinearCrossEntropy: x is {} but weight is {}", name(x.dtype()),
           name(weight.dtype()));
+    check(weight.device() == x.device() && targets.device() == x.device(),
+          "LinearCrossEntropy: x is on {}, weight on {} and targets on {}", name(x.device()), name(weight.device()),
+          name(targets.device()));
     check(targets.shape() == x.shape().axes(0, x.rank() - 1), "LinearCrossEntropy: x {} but targets {}",
           to_string(x.shape()), to_string(targets.shape()));
     check(0 <= vocabulary && vocabulary <= weight.size(0), "LinearCrossEntropy: a vocabulary of {} but weight {}",
@@ -125,12 +144,15 @@ class Chunks {
     x_ = x.matrix();
     targets_ = contiguous(targets).reshape({targets.count()});
     weight_ = weight.slice_first(0, vocabulary > 0 ? vocabulary : weight.size(0));
-    // 4 MiB of f32 logits stay near the L2 cache; below 256 tokens the products would wait for the weight instead.
-    chunk_ = chunk > 0 ? chunk : std::max<int64_t>(256, (1 << 20) / std::max<int64_t>(1, weight_.size(0)));
-    chunk_ = std::min(chunk_, tokens());
-    buffer_ = Tensor({chunk_, weight_.size(0)}, x.dtype(), x.device());
+    chunk_ = std::min(chunk > 0 ? chunk : chunk_size(x.device(), weight_.size(0)), tokens());
+    buffer_ = new_buffer(wide(x.dtype()));
   }
 
+  /// Room for the logits of a chunk. Rows start at multiples of 64 elements: products and kernels read whole pieces.
+  Tensor new_buffer(DType type) const {
+    const int64_t n = weight_.size(0);
+    return Tensor({chunk_, (n + 63) / 64 * 64}, type, x_.device()).slice_last(0, n);
+  }
   /// Calls f(begin, end, logits [end - begin, vocabulary]) for every chunk; f may overwrite the logits.
   template <class F>
   void each(F&& f) const {
@@ -158,9 +180,10 @@ struct TokenLosses {
 TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
   const Tensor& x = chunks.x();
   const Shape shape{chunks.tokens()};
-  const TokenLosses result{Tensor(shape, x.dtype(), x.device()), Tensor(shape, x.dtype(), x.device())};
+  const DType type = wide(x.dtype());
+  const TokenLosses result{Tensor(shape, type, x.device()), Tensor(shape, type, x.device())};
+  if (x.device() == Device::cpu) check_targets(chunks.targets(), chunks.weight().size(0));
   on(x.device(), [&](auto backend) {
-    check_targets(backend, chunks.targets(), chunks.weight().size(0));
     chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
       cross_entropy_forward(backend, logits, chunks.targets().slice_first(begin, end), z_loss,
                             result.losses.slice_first(begin, end), result.logsumexp.slice_first(begin, end));
@@ -173,11 +196,12 @@ TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
 
 Tensor LinearCrossEntropy::forward() {
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64), "LinearCrossEntropy: scale is {} {}, not f64 [1]",
-        scale ? name(scale.dtype()) : "", scale ? to_string(scale.shape()) : "");
+  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64 && scale.device() == x.device()),
+        "LinearCrossEntropy: scale is {} {}, not f64 [1] where x is", scale ? name(scale.dtype()) : "",
+        scale ? to_string(scale.shape()) : "");
   const TokenLosses tokens = forward_chunks(chunks, z_loss);
   logsumexp = tokens.logsumexp;
-  const Tensor loss({1}, x.dtype(), x.device());
+  const Tensor loss({1}, wide(x.dtype()), x.device());
   on(x.device(), [&](auto backend) { sum_losses(backend, tokens.losses, chunks.targets(), scale, loss); });
   return loss;
 }
@@ -187,9 +211,12 @@ void LinearCrossEntropy::backward(const Tensor& dloss, Grads& to) const {
   const Slot dx = to.wants(0) ? to.slot(0) : Slot{}, dw = to.wants(1) ? to.slot(1) : Slot{};
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
   if (dw.tensor && !dw.accumulate) fill(dw.tensor, 0);  // the padding too; the chunks then add
+  const Tensor rounded = x.dtype() == DType::bf16 ? chunks.new_buffer(DType::bf16) : Tensor();
   chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
+    const Tensor dlogits = rounded ? rounded.slice_first(0, end - begin) : logits;
     on(x.device(), [&](auto backend) {
       cross_entropy_backward(backend, {.logits = logits,
+                                       .dlogits = dlogits,
                                        .targets = chunks.targets().slice_first(begin, end),
                                        .logsumexp = logsumexp.slice_first(begin, end),
                                        .dloss = dloss,
@@ -197,10 +224,10 @@ void LinearCrossEntropy::backward(const Tensor& dloss, Grads& to) const {
                                        .z_loss = z_loss});
     });
     if (dx.tensor)
-      multiply({.a = logits, .b = chunks.weight(), .c = dx.tensor.matrix().slice_first(begin, end),
+      multiply({.a = dlogits, .b = chunks.weight(), .c = dx.tensor.matrix().slice_first(begin, end),
                 .beta = dx.accumulate ? 1.0 : 0.0});
     if (dw.tensor)
-      multiply({.a = logits, .b = chunks.x().slice_first(begin, end),
+      multiply({.a = dlogits, .b = chunks.x().slice_first(begin, end),
                 .c = dw.tensor.slice_first(0, chunks.weight().size(0)), .transpose_a = true, .beta = 1});
   });
 }

@@ -6,12 +6,15 @@
 //   dlogit_j = scale dloss (p_j (1 + 2 z lse) - [j = target])    with p_j = exp(logit_j - lse)
 //
 // z is the z-loss of PaLM (Chowdhery et al. 2022, sec. 5), which keeps lse near zero. A token with the label -1 is not
-// counted: its loss and its dlogit are zero whatever its logits are (but its x enters the product dlogitᵀ x, so it must
-// be finite). Rows of W from `vocabulary` on are padding: they take no part in the softmax and get zero gradients.
+// counted: its loss and its dlogit are zero whatever its logits are (but its x enters the product dlogitᵀ x, so it
+// must be finite). Rows of W from `vocabulary` on are padding: they take no part in the softmax and get zero gradients.
 //
 // Backward computes the logits of a chunk again instead of keeping them: 8 tokens vocabulary d operations where 6 would
-// do, and the two products of the weight's gradient go straight to where the tape wants it. The logits then live in
-// the cache while they are read.
+// do, and the product of the weight's gradient goes straight to where the tape wants it. On the CPU a chunk's logits
+// live in the cache while they are read; on the GPU a chunk is what keeps the products at full speed below 0.5 GiB.
+//
+// With bf16 operands the logits, the losses and the loss are f32; the gradients of the logits are rounded to bf16 for
+// the two products.
 #pragma once
 
 #include "adder/core/grads.h"
@@ -24,7 +27,8 @@ namespace adder {
 inline constexpr int32_t not_counted = -1;
 
 /// Backward keeps x, the weight, the targets, the scale and one number a token (lse).
-/// Throws if a target lies outside [0, vocabulary) and is not -1.
+/// A target outside [0, vocabulary) that is not -1 throws; on the GPU, which nobody waits for, it makes the loss and
+/// the gradients NaN instead, so that the optimizer skips the step.
 struct LinearCrossEntropy {
   Tensor x;                // [..., d]
   Tensor weight;           // [vocabulary or more, d]: the embedding if tied
@@ -34,35 +38,34 @@ struct LinearCrossEntropy {
   int64_t vocabulary = 0;  // rows of the weight that are tokens; 0: all
   double z_loss = 0;       // z
   int64_t chunk = 0;       // tokens whose logits exist at a time; 0: chosen by the vocabulary
-  Tensor logsumexp = {};   // [tokens], set by forward
+  Tensor logsumexp = {};   // [tokens], at least f32; set by forward
   auto inputs() { return std::tie(x, weight); }
-  Tensor forward();  // [1]; 0 if no token is counted, whatever the scale
+  Tensor forward();  // [1], at least f32; 0 if no token is counted, whatever the scale
   void backward(const Tensor& dloss, Grads& to) const;
 };
 
-/// Nats of each token, for evaluation: [...] of x's dtype, 0 where the label is -1. Not recorded on the tape.
+/// Nats of each token, for evaluation: [...], at least f32, 0 where the label is -1. Not recorded on the tape.
 Tensor token_losses(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t vocabulary = 0,
                     int64_t chunk = 0);
 
-// The kernels, on one chunk. logits [tokens, vocabulary] and targets [tokens] are contiguous.
+// The kernels, on one chunk. Rows of logits may lie apart; all else is contiguous. On the GPU all numbers are f32, but
+// the gradients of the logits may be bf16.
 
-/// Throws unless every target is -1 or in [0, vocabulary).
-void check_targets(Cpu, const Tensor& targets, int64_t vocabulary);
-void check_targets(Cuda, const Tensor& targets, int64_t vocabulary);
-
-/// losses[i] = lse - logit[target] + z lse² or 0, logsumexp[i] = lse: [tokens].
+/// losses[i] = lse - logit[target] + z lse² or 0, logsumexp[i] = lse: [tokens]. The GPU takes any target; one that is
+/// outside the vocabulary gives NaN twice.
 void cross_entropy_forward(Cpu, const Tensor& logits, const Tensor& targets, double z_loss, const Tensor& losses,
                            const Tensor& logsumexp);
 void cross_entropy_forward(Cuda, const Tensor& logits, const Tensor& targets, double z_loss, const Tensor& losses,
                            const Tensor& logsumexp);
 
-/// to [1] = scale * sum of the losses, in f64 and in order; 0 if no token is counted. An undefined scale is 1.
+/// to [1] = scale * sum of the losses, in f64 and in a fixed order; 0 if no token is counted. An undefined scale is 1.
 void sum_losses(Cpu, const Tensor& losses, const Tensor& targets, const Tensor& scale, const Tensor& to);
 void sum_losses(Cuda, const Tensor& losses, const Tensor& targets, const Tensor& scale, const Tensor& to);
 
-/// Turns logits into their gradients, in place.
+/// The gradients of the logits.
 struct CrossEntropyBackward {
-  Tensor logits;     // [tokens, vocabulary], overwritten
+  Tensor logits;     // [tokens, vocabulary]
+  Tensor dlogits;    // the same shape; may be the logits themselves
   Tensor targets;    // [tokens]
   Tensor logsumexp;  // [tokens]
   Tensor dloss;      // [1]

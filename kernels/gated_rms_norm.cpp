@@ -155,7 +155,8 @@ Tensor GatedRmsNorm::forward() {
   check_alike("GatedRmsNorm", "y", y, "z", z);
   check(y.rank() >= 1 && y.size(-1) > 0, "GatedRmsNorm: y {} has no channels", to_string(y.shape()));
   check(groups >= 1 && y.size(-1) % groups == 0, "GatedRmsNorm: {} channels in {} groups", y.size(-1), groups);
-  check(weight.defined() && weight.shape() == Shape{y.size(-1)} && weight.dtype() == y.dtype(),
+  check(weight.defined() && weight.shape() == Shape{y.size(-1)} &&
+            weight.dtype() == (y.dtype() == DType::bf16 ? DType::f32 : y.dtype()),
         "GatedRmsNorm: y {} {} but weight {}", name(y.dtype()), to_string(y.shape()),
         weight ? fmt::format("{} {}", name(weight.dtype()), to_string(weight.shape())) : "undefined");
   y = with_whole_rows(y);

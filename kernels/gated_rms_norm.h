@@ -15,7 +15,8 @@ namespace adder {
 ///   dv = r (d ⊙ weight - x̂ mean(d ⊙ weight ⊙ x̂)),   dweight = sum of d ⊙ x̂ over the rows, in blocks of fixed size
 ///   gate first:        dy = dv ⊙ silu(z),   dz = dv ⊙ y ⊙ silu'(z)
 ///   norm_before_gate:  dy = dv,              dz = dout ⊙ x̂ ⊙ weight ⊙ silu'(z)
-/// It keeps y, z and the weight; the rest is computed again while the row is in cache. Operands have one dtype.
+/// It keeps y, z and the weight; the rest is computed again while the row is in cache. Operands have one dtype, but
+/// beside bf16 the weight is f32.
 /// Memory floor: forward reads y, z and writes out; backward reads y, z, dout and writes dy, dz.
 struct GatedRmsNorm {
   Tensor y, z;    // [..., channel]

@@ -4,13 +4,20 @@
 
 namespace adder::math {
 
+/// 1 / x, within 1 ulp: division would take more time than the memory of the kernels here.
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// 1 / (1 + exp(-x))
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ inline float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 
 /// x sigmoid(x)
 __device__ inline float silu(float x) {
   const float bounded = x < -128.0f ? -128.0f : x;  // beyond it the result is -0
-  return bounded / (1.0f + expf(-bounded));
+  return bounded * sigmoid(bounded);
 }
 
 /// sigmoid(x) (1 + x (1 - sigmoid(x)))
@@ -19,6 +26,15 @@ __device__ inline float silu_gradient(float x) {
   bounded = bounded > 128.0f ? 128.0f : bounded;
   const float s = sigmoid(bounded);
   return s * (1.0f + bounded * (1.0f - s));
+}
+
+/// silu(x) and silu_gradient(x) from one exponential.
+struct Gate {
+  float value, slope;
+};
+__device__ inline Gate open_gate(float x) {
+  const float s = sigmoid(x), above = x < -128.0f ? -128.0f : x, inside = above > 128.0f ? 128.0f : above;
+  return {above * s, s * (1.0f + inside * (1.0f - s))};
 }
 
 }  // namespace adder::math

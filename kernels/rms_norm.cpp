@@ -74,8 +74,8 @@ void rms_norm_forward(Cpu, const RmsNorm& op, const Tensor& y, const Tensor& sum
   });
 }
 
-void rms_norm_backward(Cpu, const RmsNorm& op, const Tensor& dy, const Tensor& dsum, const Slot& ds,
-                       const Slot& dweight) {
+void rms_norm_backward(Cpu, const RmsNorm& op, const Tensor& dy, const Tensor& dsum, const RmsNormSlots& slots) {
+  const Slot &ds = slots.x.tensor ? slots.x : slots.residual, &dweight = slots.weight;
   const int64_t n = op.x.size(-1), rows = op.x.count() / n, blocks = (rows + block - 1) / block;
   const Tensor partial = dweight.tensor ? Tensor({blocks, n}, dy.dtype(), dy.device()) : Tensor();
   with_float("RmsNorm", dy.dtype(), [&]<class T>(T) {
@@ -100,15 +100,20 @@ void rms_norm_backward(Cpu, const RmsNorm& op, const Tensor& dy, const Tensor& d
 std::array<Tensor, 2> RmsNorm::forward() {
   check(x.defined() && x.rank() >= 1 && x.size(-1) > 0, "RmsNorm: x {} has no channels",
         x ? to_string(x.shape()) : "(undefined)");
-  check(weight.defined() && weight.shape() == Shape{x.size(-1)} &&
-            (weight.dtype() == x.dtype() || (x.dtype() == DType::bf16 && weight.dtype() == DType::f32)),
-        "RmsNorm: x {} {} but weight {}", name(x.dtype()), to_string(x.shape()),
-        weight ? fmt::format("{} {}", name(weight.dtype()), to_string(weight.shape())) : "undefined");
-  if (residual) check_alike("RmsNorm", "x", x, "residual", residual);
+  const auto check_operand = [&](const char* what, const Tensor& t, const Shape& shape) {
+    const DType wide = x.dtype() == DType::bf16 ? DType::f32 : x.dtype();
+    check(t.defined() && t.shape() == shape && t.dtype() == wide && t.device() == x.device(),
+          "RmsNorm: x {} {} on {} but {} {}", name(x.dtype()), to_string(x.shape()), name(x.device()), what,
+          t ? fmt::format("{} {} on {}", name(t.dtype()), to_string(t.shape()), name(t.device())) : "undefined");
+  };
+  check_operand("weight", weight, {x.size(-1)});
+  if (residual) check_operand("residual", residual, x.shape());
   x = with_whole_rows(x);
   residual = with_whole_rows(residual);
   weight = contiguous(weight);
-  Tensor y = empty_like(x), sum = residual ? empty_like(x) : x;
+  x_type = x.dtype();
+  const bool is_x = !residual && x_type == weight.dtype();
+  const Tensor y = empty_like(x), sum = is_x ? x : Tensor(x.shape(), weight.dtype(), x.device());
   on(y.device(), [&](auto backend) { rms_norm_forward(backend, *this, y, sum); });
   x = sum;
   residual = {};
@@ -117,19 +122,19 @@ std::array<Tensor, 2> RmsNorm::forward() {
 
 void RmsNorm::backward(const Tensor& dy, const Tensor& dsum, Grads& to) const {
   if (!dy) {
-    to.give(0, dsum);
+    if (to.wants(0)) to.give(0, adder::to(dsum, x_type));
     to.give(1, dsum);
     return;
   }
-  const bool both = to.wants(0) && to.wants(1);
-  Slot ds{}, dweight = to.wants(2) ? to.slot(2) : Slot{};
-  if (both) ds = {empty_like(x), false};  // one tensor, given to both
-  else if (to.wants(0) || to.wants(1)) ds = to.slot(to.wants(0) ? 0 : 1);
+  const auto slot = [&](int i) { return to.wants(i) ? to.slot(i) : Slot{}; };
+  const bool shared = to.wants(0) && to.wants(1) && x_type == x.dtype();  // one tensor, given to both
+  const RmsNormSlots slots{.x = shared ? Slot{empty_like(x), false} : slot(0), .residual = shared ? Slot{} : slot(1),
+                           .weight = slot(2)};
   on(dy.device(),
-     [&](auto backend) { rms_norm_backward(backend, *this, with_whole_rows(dy), with_whole_rows(dsum), ds, dweight); });
-  if (!both) return;
-  to.give(0, ds.tensor);
-  to.give(1, ds.tensor);
+     [&](auto backend) { rms_norm_backward(backend, *this, with_whole_rows(dy), with_whole_rows(dsum), slots); });
+  if (!shared) return;
+  to.give(0, slots.x.tensor);
+  to.give(1, slots.x.tensor);
 }
 
 }  // namespace adder

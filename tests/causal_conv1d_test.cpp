@@ -3,6 +3,8 @@
 #include "adder/core/error.h"
 #include "adder/kernels/accumulate.h"
 #include "adder/kernels/causal_conv1d.h"
+#include "adder/kernels/view.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
@@ -393,4 +395,130 @@ TEST_CASE("causal_conv1d: bad operands are named") {
   step.state = {};
   CHECK_THROWS_WITH(causal_conv1d_step(step),
                     Catch::Matchers::Equals("CausalConv1d: a step needs a state [2, 3, 5]"));
+}
+
+// What follows runs on every backend. On the GPU aligned rows at widths 2 to 4 take one kind of kernel, all else another.
+namespace {
+
+// The operands at a place; beside bf16 the weight and the bias stay f32.
+CausalConv1d at(const Place& place, CausalConv1d conv) {
+  const auto there = [&](const Tensor& t, DType type) { return t ? to_device(to(t, type), place.device) : t; };
+  return {.x = there(conv.x, place.type), .weight = there(conv.weight, DType::f32), .bias = there(conv.bias, DType::f32),
+          .initial_state = there(conv.initial_state, place.type), .document = to_device(conv.document, place.device),
+          .silu = conv.silu, .final_state = conv.final_state};
+}
+
+// Against f64, x `lead` channels into wider rows. Gradients are also added to.
+void check_place(const Place& place, const CausalConv1d& conv, int64_t lead, bool use_y = true) {
+  const int64_t channels = conv.x.size(2);
+  const Tensor wide = random_normal(conv.x.shape().with(-1, channels + 2 * lead), 7);
+  const auto f = [&](std::span<const Tensor> t) {
+    const auto parts = apply(Split{.x = t[0], .sizes = {lead, channels, lead}});
+    CausalConv1d op{.x = parts[1], .weight = t[1], .bias = t[2], .initial_state = t[3],
+                    .document = to_device(conv.document, t[0].device()), .silu = conv.silu, .final_state = true};
+    const auto [y, final] = apply(std::move(op));
+    return std::vector{use_y ? y : Tensor(), final, parts[0], parts[1], t[1], t[2], t[3]};
+  };
+  const auto single = [](const Tensor& t) { return t ? to(t, DType::f32) : t; };
+  INFO("width " << conv.weight.size(1) << " time " << conv.x.size(1) << " channels " << channels);
+  // Sums of 1024 f32 numbers.
+  check_at(place, f, {wide, single(conv.weight), single(conv.bias), conv.initial_state}, 2e-6);
+}
+
+}  // namespace
+
+TEST_CASE("causal_conv1d: every backend agrees with f64 at every width and option", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const Options o{.bias = GENERATE(false, true), .state = GENERATE(false, true), .documents = GENERATE(false, true),
+                  .silu = GENERATE(false, true)};
+  for (const int64_t width : {1, 2, 3, 4, 6}) {
+    check_place(place, make(2, 7, 8, width, o), 4);
+    check_place(place, make(2, 7, 5, width, o), 3);
+  }
+}
+
+TEST_CASE("causal_conv1d: every backend agrees with f64 at short, odd and production sizes", "[gpu]") {
+  const Place place = GENERATE(from_range(places()));
+  // One token past a tile, one tile past a block of them, one piece past a block of channels, fewer tokens than taps.
+  for (const auto& [batch, time, channels] : {std::tuple{1, 1, 4}, {3, 2, 8}, {2, 65, 12}, {3, 131, 132}, {2, 131, 7}})
+    for (const int64_t width : {2, 4, 5}) {
+      check_place(place, make(batch, time, channels, width), 8);
+      check_place(place, make(batch, time, channels, width), 8, false);  // a gradient of the final state alone
+    }
+  check_place(place, make(1, 150, 3, 140, {.documents = false}), 4);
+  check_place(place, make(2, 512, 1792, 4), 8);
+  check_place(place, make(2, 512, 1792, 4, {.bias = true, .state = false, .documents = false, .silu = true}), 8);
+}
+
+TEST_CASE("causal_conv1d: no token at all on every backend", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(1, 4, 6);
+  const CausalConv1d conv = at(place, make(2, 0, 8, width));
+  CHECK(bitwise_equal(apply(conv)[1], conv.initial_state));
+  const Tensor dfinal = to_device(random_normal({2, width - 1, 8}, 6, 1, 0, place.type), place.device);
+  CHECK(bitwise_equal(gradients(conv, {}, dfinal)[3], dfinal));
+}
+
+TEST_CASE("causal_conv1d: a step is forward at that position on every backend, bit for bit", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(1, 2, 4, 7), channels = GENERATE(5, 8);
+  const bool bias = GENERATE(false, true), silu = GENERATE(false, true);
+  const CausalConv1d conv =
+      at(place, make(3, 9, channels, width, {.bias = bias, .documents = false, .silu = silu}));
+  const auto [y, final] = apply(conv);
+  const Tensor state = clone(conv.initial_state), x = to_device(conv.x, Device::cpu), all = to_device(y, Device::cpu);
+  for (int64_t t = 0; t < 9; ++t) {
+    const Tensor token = to_device(middle(x, t, t + 1).reshape({3, channels}), place.device);
+    const Tensor step = causal_conv1d_step(
+        {.x = token, .state = state, .weight = conv.weight, .bias = conv.bias, .silu = silu});
+    CHECK(bitwise_equal(step, middle(all, t, t + 1).reshape({3, channels})));
+  }
+  CHECK(bitwise_equal(state, final));
+}
+
+TEST_CASE("causal_conv1d: NaN reaches no other sequence or document on any backend", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(2, 4, 5), channels = GENERATE(5, 8);
+  const CausalConv1d clean = make(2, 12, channels, width);
+  // Sequence 1 changes its document at 2, 4 and 7, 8; see documents().
+  CausalConv1d dirty = clean;
+  dirty.x = clone(clean.x);
+  const Tensor dy = random_normal(clean.x.shape(), 5), bad_dy = clone(dy);
+  for (const Tensor& t : {dirty.x, bad_dy})
+    fill(t.slice_first(1, 2).reshape({12, channels}).slice_first(4, 7), not_a_number);
+  const auto run = [&](const CausalConv1d& f64, const Tensor& dy_) {
+    const CausalConv1d conv = at(place, f64);
+    const auto g = gradients(conv, to_device(to(dy_, place.type), place.device), {});
+    return std::array{to_device(apply(conv)[0], Device::cpu), to_device(g[0], Device::cpu),
+                      to_device(g[3], Device::cpu)};
+  };
+  const auto expected = run(clean, dy), got = run(dirty, bad_dy);
+  for (size_t i = 0; i < 2; ++i) {
+    CHECK(bitwise_equal(got[i].slice_first(0, 1), expected[i].slice_first(0, 1)));
+    CHECK(bitwise_equal(middle(got[i], 0, 4), middle(expected[i], 0, 4)));
+    CHECK(bitwise_equal(middle(got[i], 7, 12), middle(expected[i], 7, 12)));
+    CHECK(std::isnan(to_host(middle(got[i], 4, 7)).back()));
+  }
+  CHECK(bitwise_equal(got[2], expected[2]));
+}
+
+TEST_CASE("causal_conv1d: ten runs are equal bit for bit on every backend", "[gpu]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t channels = GENERATE(7, 132);
+  const CausalConv1d conv = at(place, make(3, 261, channels, 4));
+  const auto there = [&](const Shape& shape) {
+    return to_device(random_normal(shape, 5, 1, 0, place.type), place.device);
+  };
+  const Tensor dy = there(conv.x.shape()), dfinal = there(conv.initial_state.shape());
+  const auto first = gradients(conv, dy, dfinal);
+  for (int i = 0; i < 9; ++i)
+    for (size_t k = 0; const Tensor& t : gradients(conv, dy, dfinal)) CHECK(bitwise_equal(t, first[k++]));
+}
+
+TEST_CASE("causal_conv1d: beside bf16 the weight and the bias are f32") {
+  CausalConv1d conv{.x = Tensor({2, 6, 5}, DType::bf16), .weight = Tensor({5, 4}, DType::bf16)};
+  CHECK_THROWS_WITH(apply(conv), Catch::Matchers::Equals("CausalConv1d: weight holds bf16, not f32"));
+  conv.weight = zeros({5, 4});
+  conv.bias = Tensor({5}, DType::bf16);
+  CHECK_THROWS_WITH(apply(conv), Catch::Matchers::Equals("CausalConv1d: bias holds bf16, not f32"));
 }

@@ -3,6 +3,7 @@
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
@@ -22,6 +23,8 @@ Tensor labels(const Shape& shape, int64_t vocabulary) {
     values[i] = i % 5 == 3 ? not_counted : static_cast<int32_t>(static_cast<int64_t>(7 * i + 2) % vocabulary);
   return from_host(shape, values);
 }
+
+Tensor at(const Place& place, const Tensor& t) { return to_device(to(t, place.type), place.device); }
 
 struct Reference {
   double loss = 0;
@@ -111,16 +114,17 @@ TEST_CASE("cross_entropy: f32 follows f64") {
   for (size_t i = 0; i < 3; ++i) CHECK(relative_rms(results[0][i], results[1][i]) < 3e-6);
 }
 
-TEST_CASE("cross_entropy: no counted token gives zero, whatever the scale") {
-  const Tensor x = leaf(random_normal({3, 4}, 1)), w = leaf(random_normal({5, 4}, 2));
-  const Tensor t = from_host({3}, std::vector<int32_t>(3, not_counted));
-  const Tensor loss = backward(
-      apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .scale = full({1}, infinity, DType::f64)}));
+TEST_CASE("cross_entropy: no counted token gives zero, whatever the scale", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const Tensor x = leaf(at(place, random_normal({3, 4}, 1))), w = leaf(at(place, random_normal({5, 4}, 2)));
+  const Tensor t = from_host({3}, std::vector<int32_t>(3, not_counted), place.device);
+  const Tensor scale = full({1}, infinity, DType::f64, place.device);
+  const Tensor loss = backward(apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .scale = scale}));
   CHECK(item(loss) == 0);
-  CHECK(max_difference(gradient(x), zeros({3, 4}, DType::f64)) == 0);
-  CHECK(max_difference(gradient(w), zeros({5, 4}, DType::f64)) == 0);
-  const Tensor none = leaf(Tensor({0, 4}, DType::f64));
-  CHECK(item(apply(LinearCrossEntropy{.x = none, .weight = w, .targets = Tensor({0}, DType::i32)})) == 0);
+  CHECK(max_difference(gradient(x), zeros({3, 4})) == 0);
+  CHECK(max_difference(gradient(w), zeros({5, 4})) == 0);
+  const Tensor none = leaf(at(place, zeros({0, 4}))), no_targets({0}, DType::i32, place.device);
+  CHECK(item(apply(LinearCrossEntropy{.x = none, .weight = w, .targets = no_targets})) == 0);
 }
 
 TEST_CASE("cross_entropy: logits of 1e4 are finite and exact, and infinite ones of uncounted tokens do not leak") {
@@ -138,12 +142,14 @@ TEST_CASE("cross_entropy: logits of 1e4 are finite and exact, and infinite ones 
   CHECK(to_host(gradient(v))[1] == Approx(1.0 / 3).epsilon(1e-6));
 }
 
-TEST_CASE("cross_entropy: NaN in the activations reaches the loss and the gradients") {
-  const Tensor x = leaf(full({2, 3}, std::numeric_limits<double>::quiet_NaN(), DType::f64));
-  const Tensor w = leaf(random_normal({40, 3}, 2));
-  const Tensor t = from_host({2}, std::vector<int32_t>{1, 0});
+TEST_CASE("cross_entropy: NaN in one token reaches the loss and its own gradient alone", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const Tensor values = random_normal({2, 8}, 1);
+  fill(values.slice_first(1, 2), std::numeric_limits<double>::quiet_NaN());
+  const Tensor x = leaf(at(place, values)), w = at(place, random_normal({40, 8}, 2));
+  const Tensor t = from_host({2}, std::vector<int32_t>{1, 0}, place.device);
   CHECK(std::isnan(item(backward(apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t})))));
-  CHECK(std::isnan(to_host(gradient(x))[0]));
+  for (int i = 0; i < 16; ++i) CHECK(std::isnan(to_host(gradient(x))[static_cast<size_t>(i)]) == (i >= 8));
 }
 
 TEST_CASE("cross_entropy: logits of the whole batch never exist, and the tape holds one number a token") {
@@ -173,4 +179,131 @@ TEST_CASE("cross_entropy: bad targets and shapes are named") {
   const Tensor flat = from_host({4}, std::vector<int32_t>(4));
   CHECK_THROWS_WITH(token_losses(x, w, flat), "LinearCrossEntropy: x [2, 2, 4] but targets [4]");
   CHECK_THROWS_WITH(token_losses(x, w.slice_last(0, 3), flat), "LinearCrossEntropy: x [2, 2, 4] but weight [10, 3]");
+}
+
+TEST_CASE("cross_entropy: every backend agrees with f64", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t vocabulary = GENERATE(1, 33, 1000, 2051), d = GENERATE(8, 23);
+  const double z = GENERATE(0.0, 1e-2);
+  const auto f = [&](std::span<const Tensor> in) {
+    const Device device = in[0].device();
+    return std::vector{apply(LinearCrossEntropy{
+        .x = in[0], .weight = in[1], .targets = to_device(labels({5, 7}, vocabulary), device),
+        .scale = full({1}, 0.25, DType::f64, device), .vocabulary = vocabulary, .z_loss = z})};
+  };
+  check_at(place, f, {random_normal({5, 7, d}, 1), random_normal({vocabulary + 5, d}, 2, 0.3)},
+           5e-6);  // logits up to 10 carry roundings of some 2^-24 times that, which is relative in a probability
+}
+
+TEST_CASE("cross_entropy: at the size of a language model, in more than one chunk", "[gpu]") {
+  if (no_gpu()) return;
+  const Place place{Device::cuda, GENERATE(DType::f32, DType::bf16)};
+  const int64_t tokens = 1300, vocabulary = 50257;  // odd, and 1280 tokens are a chunk
+  const auto f = [&](std::span<const Tensor> in) {
+    const Device device = in[0].device();
+    return std::vector{apply(LinearCrossEntropy{
+        .x = in[0], .weight = in[1], .targets = to_device(labels({tokens}, vocabulary), device),
+        .scale = full({1}, 1.0 / tokens, DType::f64, device), .vocabulary = vocabulary, .z_loss = 1e-4})};
+  };
+  check_at(place, f, {random_normal({tokens, 64}, 1), random_normal({50288, 64}, 2, 0.3)},
+           1e-5);  // as above; logits reach 15, and their sums are over 50257 columns
+}
+
+TEST_CASE("cross_entropy: chunks add in f32 to a weight's gradient; ten runs give the same bits", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t tokens = 200, vocabulary = 515, d = 48;
+  const auto run = [&](Device device, DType type, DType gradients) {
+    const auto rounded = [&](const Tensor& t) { return to_device(to(to(t, place.type), type), device); };
+    const Tensor x = leaf(rounded(random_normal({tokens, d}, 1)));
+    const Tensor w = leaf(rounded(random_normal({520, d}, 2, 0.3)), zeros({520, d}, gradients, device));
+    const Tensor loss = backward(apply(LinearCrossEntropy{
+        .x = x, .weight = w, .targets = to_device(labels({tokens}, vocabulary), device),
+        .scale = full({1}, 1.0 / tokens, DType::f64, device), .vocabulary = vocabulary, .chunk = 16}));
+    return std::array{loss, gradient(w), gradient(x)};
+  };
+  const auto exact = run(Device::cpu, DType::f64, DType::f64), first = run(place.device, place.type, DType::f32);
+  CHECK(first[0].dtype() == DType::f32);
+  // f32: as above. bf16: the loss comes from the rounded operands in f32; each gradient of a logit is off by up to
+  // 2^-8, less than half of that in the mean, and so is dx, while the weight's sums lose nothing more.
+  const bool bf16 = place.type == DType::bf16;
+  CHECK(relative_rms(first[0], exact[0]) < 1e-6);
+  CHECK(relative_rms(first[1], exact[1]) < (bf16 ? 2.5e-3 : 3e-6));
+  CHECK(relative_rms(first[2], exact[2]) < (bf16 ? 4e-3 : 3e-6));
+  CHECK(max_difference(first[1].slice_first(vocabulary, 520), zeros({5, d})) == 0);
+  for (int i = 0; i < 9; ++i) {
+    const auto again = run(place.device, place.type, DType::f32);
+    for (size_t k = 0; k < 3; ++k) CHECK(bitwise_equal(again[k], first[k]));
+  }
+}
+
+TEST_CASE("cross_entropy: the kernels agree with f64 on any row, also near 1e4 and at infinity", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t n = GENERATE(1, 3, 257, 8193, 50285), begin = GENERATE(0, 1, 4);  // where rows start in wider ones
+  const double z = GENERATE(0.0, 1e-3);
+  const Shape rows{5, n}, tokens{5};
+  const Tensor logits = random_normal({5, n + 7}, 1, 2, 0, DType::f32).slice_last(begin, begin + n);
+  copy(random_normal({1, n}, 2, 1, 1e4, DType::f32), logits.slice_first(1, 2));
+  fill(logits.slice_first(2, 3), infinity);  // its label is -1
+  fill(logits.slice_first(3, 4).slice_last(0, n / 2), -infinity);
+  const std::vector<int32_t> label{0, static_cast<int32_t>(n / 2), not_counted, static_cast<int32_t>(n - 1), 0};
+  struct Result {
+    Tensor losses, logsumexp, dlogits;
+  };
+  const auto run = [&](Device device, DType type, DType gradient_type) {
+    const Tensor wide = to_device(full({5, n + 7}, 0, type), device);
+    const Tensor x = wide.slice_last(begin, begin + n), targets = from_host(tokens, label, device);
+    copy(logits, x);
+    const Result r{Tensor(tokens, type, device), Tensor(tokens, type, device),
+                   gradient_type == type ? x : Tensor(rows, gradient_type, device)};
+    on(device, [&](auto backend) {
+      cross_entropy_forward(backend, x, targets, z, r.losses, r.logsumexp);
+      cross_entropy_backward(backend, {.logits = x, .dlogits = r.dlogits, .targets = targets,
+                                       .logsumexp = r.logsumexp, .dloss = full({1}, 2, type, device),
+                                       .scale = full({1}, 0.5, DType::f64, device), .z_loss = z});
+    });
+    // What lies beside the rows is left alone.
+    CHECK(max_difference(wide.slice_last(0, begin), zeros({5, begin})) == 0);
+    CHECK(max_difference(wide.slice_last(begin + n, n + 7), zeros({5, 7 - begin})) == 0);
+    return r;
+  };
+  const Result exact = run(Device::cpu, DType::f64, DType::f64), r = run(place.device, DType::f32, place.type);
+  for (const int64_t i : {0, 1, 2, 3, 4}) {
+    INFO("row " << i);
+    const auto row = [&](const Tensor& t) { return t.slice_first(i, i + 1); };
+    // Some f32 roundings of the numbers that are added: 1 stands for those that cancel.
+    CHECK(max_difference(row(r.losses), row(exact.losses)) < 1e-6 * (1 + item(row(exact.losses))));
+    CHECK(max_difference(row(r.logsumexp), row(exact.logsumexp)) < 1e-6 * (1 + std::abs(item(row(exact.logsumexp)))));
+    // Near 1e4 an f32 logsumexp is off by up to 2^-11, and so is each probability. A single probability of 1
+    // cancels. A bf16 is off by up to 2^-8.
+    const double tolerance = (i == 1 ? 6e-4 : n == 1 ? 1e-4 : 3e-6) + (place.type == DType::bf16 ? 0x1p-8 : 0);
+    CHECK(relative_rms(row(r.dlogits), row(exact.dlogits)) < tolerance);
+  }
+}
+
+TEST_CASE("cross_entropy: on the GPU a target out of range makes loss and gradients NaN", "[gpu][small]") {
+  if (no_gpu()) return;
+  const int32_t bad = GENERATE(-2, 9, 10, 2'000'000'000);
+  const Tensor x = leaf(to_device(random_normal({4, 8}, 1, 1, 0, DType::f32), Device::cuda));
+  const Tensor w = leaf(to_device(random_normal({10, 8}, 2, 1, 0, DType::f32), Device::cuda));
+  const Tensor t = from_host({4}, std::vector<int32_t>{0, -1, bad, 0}, Device::cuda);
+  const auto tokens = to_host(token_losses(x, w, t, 9));
+  for (size_t i = 0; i < 4; ++i) CHECK(std::isnan(tokens[i]) == (i == 2));
+  CHECK(std::isnan(item(backward(apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .vocabulary = 9})))));
+  CHECK(std::isnan(to_host(gradient(x))[2 * 8]));
+  CHECK(std::isnan(to_host(gradient(w))[0]));
+}
+
+TEST_CASE("cross_entropy: on the GPU a step needs less than half a GiB beside its gradients", "[gpu]") {
+  if (no_gpu()) return;
+  const auto normal = [](const Shape& shape, uint64_t seed) {
+    return leaf(to_device(to(random_normal(shape, seed), DType::bf16), Device::cuda));
+  };
+  const Tensor x = normal({8192, 64}, 1), w = normal({50288, 64}, 2);
+  const Tensor t = to_device(labels({8192}, 50288), Device::cuda);
+  const auto step = [&] { backward(apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t})); };
+  step();  // the gradients are there
+  const int64_t held = memory_use(Device::cuda).in_use;
+  reset_peak(Device::cuda);
+  step();
+  CHECK(memory_use(Device::cuda).peak - held < int64_t{1} << 29);
 }

@@ -6,10 +6,13 @@
 #include "adder/kernels/elementwise.h"
 #include "adder/kernels/rms_norm.h"
 #include "adder/kernels/view.h"
+#include "adder/tests/places.h"
 
 #include "catch.h"
 
 #include <omp.h>
+
+#include <cmath>
 
 using namespace adder;
 
@@ -112,4 +115,62 @@ TEST_CASE("gated_rms_norm: keeps y, z and the weight, and names wrong shapes") {
                     Catch::Matchers::Equals("GatedRmsNorm: y f64 [2, 6] but z f64 [6]"));
   CHECK_THROWS_WITH(apply(GatedRmsNorm{.y = y, .z = y, .weight = y}),
                     Catch::Matchers::Equals("GatedRmsNorm: y f64 [2, 6] but weight f64 [2, 6]"));
+}
+
+namespace {
+
+// Against f64, y and z with rows apart; beside bf16 the weight stays f32. Gradients are also added to.
+void check_place(const Place& place, const Shape& shape, int64_t groups, bool norm_first) {
+  const int64_t n = shape[-1];
+  const auto f = [&](std::span<const Tensor> t) {
+    const auto parts = apply(Split{.x = t[0], .sizes = {n, 8, n}});
+    return std::vector{apply(GatedRmsNorm{.y = parts[2], .z = parts[0], .weight = t[1], .groups = groups,
+                                          .norm_before_gate = norm_first, .eps = 0.1}),
+                       parts[2], parts[1], t[1]};
+  };
+  const Tensor weight = to(random_normal({n}, 3, 0.3, 1), DType::f32);
+  check_at(place, f, {random_normal(shape.with(-1, 2 * n + 8), 1), weight}, 2e-6);  // sums of 8200 f32 numbers
+}
+
+}  // namespace
+
+TEST_CASE("gated_rms_norm: every backend agrees with f64, in groups, gate or norm first", "[gpu][small]") {
+  const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{1, 1}, 1}, {Shape{3, 7}, 1}, {Shape{5, 34}, 2},
+                                                               {Shape{65, 24}, 3}, {Shape{2, 17, 512}, 1}}));
+  const Place place = GENERATE(from_range(places()));
+  const bool norm_first = GENERATE(false, true);
+  check_place(place, shape, groups, norm_first);
+}
+
+TEST_CASE("gated_rms_norm: every backend agrees with f64 at odd and production sizes", "[gpu]") {
+  // One row past a block's on the GPU; one channel past the first pieces of a thread, in bf16 and f32; wide rows.
+  const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{2113, 40}, 1}, {Shape{1060, 48}, 2},
+                                                               {Shape{2, 2049}, 1}, {Shape{3, 1025}, 1},
+                                                               {Shape{2, 6145}, 1}, {Shape{2, 512, 1536}, 1}}));
+  const Place place = GENERATE(from_range(places()));
+  const bool norm_first = GENERATE(false, true);
+  check_place(place, shape, groups, norm_first);
+}
+
+TEST_CASE("gated_rms_norm: NaN in one row reaches no other, and ten runs are equal bit for bit", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const auto there = [&](uint64_t seed) {
+    return to_device(random_normal({5, 72}, seed, 1, 0, place.type), place.device);
+  };
+  const Tensor w = to_device(random_normal({72}, 3, 1, 0, DType::f32), place.device), d = there(4);
+  const auto run = [&](bool nan) {
+    const Tensor y = leaf(there(1)), z = leaf(there(2));
+    if (nan) fill(z.slice_first(2, 3), std::nan(""));
+    const Tensor out = apply(GatedRmsNorm{.y = y, .z = z, .weight = leaf(w), .groups = 3});
+    backward({&out, 1}, {&d, 1});
+    return std::array{out.detach(), gradient(y), gradient(z)};
+  };
+  const auto clean = run(false), dirty = run(true);
+  for (int i = 0; i < 9; ++i)
+    for (size_t k = 0; const Tensor& t : run(false)) CHECK(bitwise_equal(t, clean[k++]));
+  for (size_t k = 0; k < clean.size(); ++k) {
+    CHECK(bitwise_equal(dirty[k].slice_first(0, 2), clean[k].slice_first(0, 2)));
+    CHECK(bitwise_equal(dirty[k].slice_first(3, 5), clean[k].slice_first(3, 5)));
+    CHECK(std::isnan(to_host(dirty[k])[2 * 72]));
+  }
 }

@@ -114,21 +114,71 @@ TEST_CASE("rms_norm: keeps the sum and the weight, and names wrong shapes") {
   CHECK(memory_use(Device::cpu).in_use - before == 2 * one + 64 * 8);  // y and the sum, which is also what is kept
   const Tensor x = random_normal({2, 3}, 1), w = random_normal({4}, 2);
   CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = {}, .weight = w}),
-                    Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] but weight f64 [4]"));
+                    Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] on cpu but weight f64 [4] on cpu"));
   CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = w, .weight = w.slice_last(0, 3)}),
-                    Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] but residual f64 [4]"));
+                    Catch::Matchers::Equals("RmsNorm: x f64 [2, 3] on cpu but residual f64 [4] on cpu"));
 }
 
-TEST_CASE("rms_norm: every backend agrees with f64", "[gpu][small]") {
-  const Place place = GENERATE(from_range(places()));
-  const auto shape = GENERATE(Shape{1, 1}, Shape{3, 7}, Shape{65, 17}, Shape{5, 768}, Shape{2100, 40}, Shape{3, 8200});
-  const bool residual = GENERATE(false, true), wide_weight = GENERATE(false, true);
+namespace {
+
+// Against f64, x with rows apart. The stream and the weight stay f32 where x is bf16, and gradients are also added to.
+void check_place(const Place& place, const Shape& shape, bool residual, int outputs) {
   const auto f = [&](std::span<const Tensor> t) {
-    const auto parts = apply(Split{.x = t[0], .sizes = {8, shape[-1]}});  // rows apart
+    const auto parts = apply(Split{.x = t[0], .sizes = {8, shape[-1]}});
     const auto [y, s] = apply(RmsNorm{.x = parts[1], .residual = t[2], .weight = t[1], .eps = 0.1});
-    return std::vector{y, s, parts[0]};
+    return std::vector{outputs & 1 ? y : Tensor(), outputs & 2 ? s : Tensor(), parts[0], t[0], t[1], t[2]};
   };
-  const Tensor weight = random_normal({shape[-1]}, 3, 0.3, 1);
-  check_at(place, f, {random_normal(shape.with(-1, shape[-1] + 8), 1), wide_weight ? to(weight, DType::f32) : weight,
-                      residual ? random_normal(shape, 2) : Tensor()}, 2e-6);  // sums of 8200 f32 numbers
+  const Tensor x = random_normal(shape.with(-1, shape[-1] + 8), 1), weight = random_normal({shape[-1]}, 3, 0.3, 1);
+  check_at(place, f, {x, to(weight, DType::f32), residual ? random_normal(shape, 2, 1, 0, DType::f32) : Tensor()},
+           2e-6);  // sums of 8200 f32 numbers
+}
+
+}  // namespace
+
+TEST_CASE("rms_norm: every backend agrees with f64, each output alone and both", "[gpu][small]") {
+  const auto shape = GENERATE(Shape{1, 1}, Shape{3, 7}, Shape{65, 17}, Shape{5, 768});
+  const Place place = GENERATE(from_range(places()));
+  const bool residual = GENERATE(false, true);
+  const int outputs = GENERATE(1, 2, 3);
+  check_place(place, shape, residual, outputs);
+}
+
+TEST_CASE("rms_norm: every backend agrees with f64 at odd and production sizes", "[gpu]") {
+  // One row past a block's on the GPU; one channel past a thread's first pieces; wide rows.
+  const auto shape = GENERATE(Shape{2113, 40}, Shape{2, 4097}, Shape{3, 8200}, Shape{2, 512, 768});
+  const Place place = GENERATE(from_range(places()));
+  const bool residual = GENERATE(false, true);
+  check_place(place, shape, residual, 3);
+}
+
+TEST_CASE("rms_norm: NaN in one row reaches no other, and ten runs are equal bit for bit", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const Shape shape{5, 72};
+  const auto there = [&](uint64_t seed, DType type) {
+    return to_device(random_normal(shape, seed, 1, 0, type), place.device);
+  };
+  const Tensor w = to_device(random_normal({72}, 3, 1, 0, DType::f32), place.device);
+  const auto run = [&](bool nan) {
+    const Tensor x = leaf(to(there(1, DType::f32), place.type)), r = leaf(there(2, DType::f32));
+    if (nan) fill(x.slice_first(2, 3), std::nan(""));
+    const auto out = apply(RmsNorm{.x = x, .residual = r, .weight = leaf(w)});
+    backward(out, std::array{to(there(4, DType::f32), place.type), there(5, DType::f32)});
+    return std::array{out[0].detach(), out[1].detach(), gradient(x), gradient(r)};
+  };
+  const auto clean = run(false), dirty = run(true);
+  for (int i = 0; i < 9; ++i)
+    for (size_t k = 0; const Tensor& t : run(false)) CHECK(bitwise_equal(t, clean[k++]));
+  for (size_t k = 0; k < clean.size(); ++k) {
+    CHECK(bitwise_equal(dirty[k].slice_first(0, 2), clean[k].slice_first(0, 2)));
+    CHECK(bitwise_equal(dirty[k].slice_first(3, 5), clean[k].slice_first(3, 5)));
+    CHECK(std::isnan(to_host(dirty[k])[2 * 72]));
+  }
+}
+
+TEST_CASE("rms_norm: beside bf16 the stream and the weight are f32") {
+  const Tensor x({2, 3}, DType::bf16), w({3}, DType::bf16), r({2, 3}, DType::bf16);
+  CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = {}, .weight = w}),
+                    Catch::Matchers::Equals("RmsNorm: x bf16 [2, 3] on cpu but weight bf16 [3] on cpu"));
+  CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = r, .weight = zeros({3})}),
+                    Catch::Matchers::Equals("RmsNorm: x bf16 [2, 3] on cpu but residual bf16 [2, 3] on cpu"));
 }

@@ -3,12 +3,26 @@
 #include "adder/core/error.h"
 #include "adder/kernels/accumulate.h"
 
+#include <initializer_list>
 #include <utility>
 
 namespace adder {
 namespace {
 
 std::string text(const Tensor& t) { return t ? to_string(t.shape()) : "nothing"; }
+
+// What flows has x's dtype, and so has the rest, but f32 where x is bf16.
+void check_types(const char* op, const Tensor& x, std::initializer_list<const Tensor*> flowing,
+                 std::initializer_list<const Tensor*> others) {
+  const auto one = [&](const Tensor& t, DType type) {
+    if (!t) return;
+    check(t.dtype() == type, "{}: x is {} but {} is {}, not {}", op, name(x.dtype()), text(t), name(t.dtype()),
+          name(type));
+    check(t.device() == x.device(), "{}: x is on {} but {} on {}", op, name(x.device()), text(t), name(t.device()));
+  };
+  for (const Tensor* t : flowing) one(*t, x.dtype());
+  for (const Tensor* t : others) one(*t, x.dtype() == DType::bf16 ? DType::f32 : x.dtype());
+}
 
 void check_shapes(const Ssd& op) {
   check(op.x.defined() && op.x.rank() == 4, "Ssd: x is {}, not [batch, time, head, head_dim]", text(op.x));
@@ -32,9 +46,9 @@ void check_shapes(const Ssd& op) {
         "Ssd: x {} but document {}", text(op.x), text(op.document));
   check(op.dt_min >= 0 && op.dt_min <= op.dt_max, "Ssd: dt_min {} and dt_max {}", op.dt_min, op.dt_max);
   check(op.chunk >= 0 && op.chunk <= 1024, "Ssd: a chunk of {} tokens is not in [0, 1024]", op.chunk);
-  for (const Tensor* t : {&op.dt, &op.A_log, &op.B, &op.C, &op.D, &op.z, &op.dt_bias, &op.initial_state})
-    check(!*t || (t->dtype() == op.x.dtype() && t->device() == op.x.device()), "Ssd: x is {} but {} is {}",
-          name(op.x.dtype()), text(*t), *t ? name(t->dtype()) : "");
+  check_types("Ssd", op.x, {&op.dt, &op.B, &op.C, &op.z}, {&op.A_log, &op.D, &op.dt_bias, &op.initial_state});
+  check(!op.document || op.document.device() == op.x.device(), "Ssd: x is on {} but document on {}",
+        name(op.x.device()), op.document ? name(op.document.device()) : "");
 }
 
 // Tokens of [batch, time, item, n] may lie apart, but each must lie side by side.
@@ -69,7 +83,8 @@ void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
   const auto place = [&](int number, const Tensor& input) {
     const auto i = static_cast<size_t>(number);
     if (to.wants(number)) slots[i] = to.slot(number);
-    const bool direct = slots[i].tensor && !slots[i].accumulate && number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
+    const bool direct = slots[i].tensor && !slots[i].accumulate && slots[i].tensor.dtype() == input.dtype() &&
+                        number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
     return direct ? slots[i].tensor : own[i] = empty_like(input);
   };
   const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());
@@ -99,9 +114,9 @@ Tensor ssd_step(const SsdStep& step) {
   check((!step.D || step.D.shape() == Shape{heads} || step.D.shape() == Shape{heads, x.size(2)}) &&
             (!step.z || step.z.shape() == x.shape()) && (!step.dt_bias || step.dt_bias.shape() == Shape{heads}),
         "ssd_step: x {} but D {}, z {} and dt_bias {}", text(x), text(step.D), text(step.z), text(step.dt_bias));
-  for (const Tensor* t : {&step.dt, &step.A_log, &step.B, &step.C, &step.D, &step.z, &step.dt_bias, &step.state})
-    check(!*t || t->dtype() == x.dtype(), "ssd_step: x is {} but {} is {}", name(x.dtype()), text(*t), *t ? name(t->dtype()) : "");
-  check(step.A_log.contiguous() && (!step.D || step.D.contiguous()), "ssd_step: A_log and D must be contiguous");
+  check_types("ssd_step", x, {&step.dt, &step.B, &step.C, &step.z}, {&step.A_log, &step.D, &step.dt_bias, &step.state});
+  for (const Tensor* t : {&step.A_log, &step.D, &step.dt_bias})
+    check(!*t || t->contiguous(), "ssd_step: {} of A_log, D and dt_bias is not contiguous", text(*t));
   return on(x.device(), [&](auto backend) { return ssd_step(backend, step); });
 }
 

@@ -32,6 +32,7 @@
 
 namespace adder {
 
+/// Operands have one dtype; but where x, dt, B, C and z are bf16, the others, the final state among them, are f32.
 struct Ssd {
   Tensor x;              // [batch, time, head, head_dim]
   Tensor dt;             // [batch, time, head]              before bias and softplus
@@ -47,7 +48,8 @@ struct Ssd {
   int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result does not depend on it beyond rounding
 
   // Kept for backward, besides all inputs but initial_state:
-  Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters
+  Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters; the GPU
+                         //                                  keeps initial_state alone and finds the others again
   Tensor ungated = {};   // as x, only with z                y before the gate
   bool has_initial_state = false;
 
@@ -77,7 +79,7 @@ void ssd_forward(Cuda, const Ssd& op, const SsdResult& to);
 void ssd_backward(Cpu, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
 void ssd_backward(Cuda, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);
 
-/// One token of decoding: moves the state on and returns y. No gradient.
+/// One token of decoding: moves the state on and returns y. No gradient. dtypes as in Ssd; the state is of the others.
 struct SsdStep {
   Tensor x;        // [batch, head, head_dim]
   Tensor dt;       // [batch, head]

@@ -1,0 +1,105 @@
+// What the benchmarks of kernels share: times on the GPU, the machine's two ceilings, and random operands.
+#pragma once
+
+#include "adder/core/random.h"
+#include "adder/core/timer.h"
+#include "adder/kernels/matmul.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <string>
+
+namespace adder {
+
+/// `standard normal` scale + mean, on the GPU. The numbers repeat after a prime count that no stride divides.
+inline Tensor normal(const Shape& shape, uint64_t seed, double scale = 1, double mean = 0, DType type = DType::bf16) {
+  constexpr int64_t period = 1'000'003;
+  static const Random random(1, "bench");
+  static const std::vector<double> standard = [] {
+    std::vector<double> values(period);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = random.normal(i);
+    return values;
+  }();
+  std::vector<double> values(period);
+  std::transform(standard.begin(), standard.end(), values.begin(), [&](double x) { return scale * x + mean; });
+  const Tensor block = from_host({period}, values, type, Device::cuda), result(shape, type, Device::cuda);
+  const Tensor flat = result.reshape({result.count()});
+  const auto start = static_cast<int64_t>(random.bits(seed, 1) % period);
+  for (int64_t to = -start; to < flat.count(); to += period) {
+    const int64_t begin = std::max<int64_t>(to, 0), end = std::min(to + period, flat.count());
+    copy(block.slice_first(begin - to, end - to), flat.slice_first(begin, end));
+  }
+  return result;
+}
+
+/// Random i32 in [0, below), on the GPU.
+inline Tensor tokens(const Shape& shape, uint64_t seed, int64_t below) {
+  std::vector<int32_t> values(static_cast<size_t>(shape.count()));
+  const Random random(seed, "tokens");
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<int32_t>(random.bits(i) % static_cast<uint64_t>(below));
+  return from_host(shape, values, Device::cuda);
+}
+
+/// The least that a kernel must do: bytes read and written if each operand moves once, and floating point operations.
+struct Cost {
+  double bytes = 0, flops = 0;
+};
+
+class Bench {
+ public:
+  using Function = std::function<void()>;
+
+  /// Measures the ceilings and prints them.
+  Bench(std::string filter, int64_t repeats) : filter_(std::move(filter)), repeats_(repeats) {
+    const int64_t n = int64_t{1} << 28;
+    const Tensor from = normal({n}, 1), to = empty_like(from);
+    bandwidth_ = 4.0 * static_cast<double>(n) / milliseconds([&] { copy(from, to); });
+    for (const int64_t size : {4096, 8192}) {
+      const Tensor a = normal({size, size}, 2), b = normal({size, size}, 3), c = empty_like(a);
+      const double flops = 2.0 * static_cast<double>(size * size * size);
+      rate_ = std::max(rate_, flops / milliseconds([&] { multiply({.a = a, .b = b, .c = c, .transpose_b = true}); }));
+    }
+    fmt::print("copy {:.2f} TB/s (read + written), bf16 product {:.0f} TFLOP/s\n", bandwidth_ / 1e9, rate_ / 1e9);
+    fmt::print("{:<70} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "", "ms", "MB", "GFLOP", "floor ms", "x floor");
+  }
+
+  bool wants(const std::string& title) const { return title.find(filter_) != std::string::npos; }
+
+  /// Times f, each time after `before`, which does not count, and prints the line.
+  void line(const std::string& title, const Cost& cost, const Function& f, const Function& before = {}) const {
+    const double time = milliseconds(f, before);
+    const double floor = std::max(cost.bytes / bandwidth_, cost.flops / rate_);
+    fmt::print("{:<70} {:9.4f} {:9.1f} {:9.1f} {:9.4f} {:8.2f}\n", title, time, cost.bytes / 1e6, cost.flops / 1e9,
+               floor, time / floor);
+    std::fflush(stdout);
+  }
+
+ private:
+  // The median. Before each time 256 MiB of something else are read, so that the L2 cache holds nothing of the
+  // operands; meanwhile the host gets ahead.
+  double milliseconds(const Function& f, const Function& before = {}) const {
+    constexpr int64_t warm_up = 3;
+    Timer timer;
+    for (int64_t i = 0; i < warm_up + repeats_; ++i) {
+      if (before) before();
+      on(Device::cuda, [&](auto backend) { sum_rows(backend, other_, sums_, false); });
+      if (i >= warm_up) timer.start();
+      f();
+      if (i >= warm_up) timer.stop();
+    }
+    std::vector<double> times = timer.milliseconds();
+    std::ranges::nth_element(times, times.begin() + repeats_ / 2);
+    return times[static_cast<size_t>(repeats_ / 2)];
+  }
+
+  std::string filter_;
+  int64_t repeats_;
+  Tensor other_ = zeros({1 << 16, 1 << 10}, DType::f32, Device::cuda), sums_{{1 << 10}, DType::f32, Device::cuda};
+  double bandwidth_ = 0, rate_ = 0;  // bytes and FLOPs a millisecond
+};
+
+}  // namespace adder

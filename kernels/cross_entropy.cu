@@ -1,0 +1,218 @@
+// A block takes a row. Floor, a logit: forward 4 bytes (the row read once), backward 4 read and 2 written in bf16, 4 in
+// f32, at memory speed; one exponential and some twelve instructions each stay below it. Around the kernels each of the
+// products moves the logits once more.
+#include "adder/kernels/cross_entropy.h"
+
+#include "adder/core/elements.cuh"
+#include "adder/core/launch.cuh"
+#include "adder/kernels/warp.cuh"
+
+#include <cfloat>
+
+namespace adder {
+namespace {
+
+constexpr int threads = 512, n = 4;          // a thread takes n logits that lie side by side at a time
+constexpr int step = threads * n;            // from one piece of a thread to its next one
+constexpr int64_t most_columns = 1 << 30;    // so that columns are counted in 32 bits
+
+template <class T>
+struct alignas(n * sizeof(T)) Four {
+  T v[n];
+};
+
+// A matrix whose rows may lie apart. Where each row is aligned, a piece moves in one access.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t pitch;
+  int columns;
+  bool aligned;
+
+  explicit Rows(const Tensor& t)
+      : data(t.data<T>()), pitch(t.stride(t.size(1))), columns(static_cast<int>(t.size(1))),
+        aligned(reinterpret_cast<uintptr_t>(data) % sizeof(Four<T>) == 0 && pitch % n == 0) {}
+
+  /// x[k] = columns [j + k step, j + k step + n) of row i; those from the end on are -infinity, whose exponential is 0.
+  template <int pieces>
+  __device__ void load(int64_t i, int j, float (&x)[pieces][n]) const {
+    const T* p = data + i * pitch + j;
+    if (aligned && j + (pieces - 1) * step + n <= columns) {
+      Four<T> four[pieces];  // all under way before the first is used
+#pragma unroll
+      for (int k = 0; k < pieces; ++k) four[k] = *reinterpret_cast<const Four<T>*>(p + k * step);
+#pragma unroll
+      for (int k = 0; k < pieces; ++k)
+#pragma unroll
+        for (int c = 0; c < n; ++c) x[k][c] = value(four[k].v[c]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < pieces; ++k)
+#pragma unroll
+        for (int c = 0; c < n; ++c) x[k][c] = j + k * step + c < columns ? value(p[k * step + c]) : -INFINITY;
+    }
+  }
+
+  /// Columns [j, min(j + n, end)) of row i = x, rounded.
+  __device__ void store(int64_t i, int j, const float (&x)[n]) const {
+    T* p = data + i * pitch + j;
+    if (aligned && j + n <= columns) {
+      Four<T> four;
+#pragma unroll
+      for (int c = 0; c < n; ++c) four.v[c] = element<T>(x[c]);
+      *reinterpret_cast<Four<T>*>(p) = four;
+    } else {
+#pragma unroll
+      for (int c = 0; c < n; ++c)
+        if (j + c < columns) p[c] = element<T>(x[c]);
+    }
+  }
+};
+
+// sum of exp(x - most) over some numbers x, most the largest of them. It starts below every finite number, so that
+// -infinity adds 0 and not NaN.
+struct Sum {
+  float most = -FLT_MAX, sum = 0;
+
+  __device__ void raise(float to) {
+    sum *= expf(most - to);
+    most = to;
+  }
+  __device__ void join(Sum other) {
+    const float larger = fmaxf(most, other.most);
+    raise(larger);
+    other.raise(larger);
+    sum += other.sum;
+  }
+};
+
+__device__ Sum join_lanes(Sum s) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    s.join({__shfl_down_sync(all_lanes, s.most, lanes), __shfl_down_sync(all_lanes, s.sum, lanes)});
+  return s;
+}
+
+// The sum over a block, on its first thread.
+__device__ Sum join_block(Sum s) {
+  __shared__ float most[32], sum[32];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  s = join_lanes(s);
+  if (lane == 0) most[warp] = s.most, sum[warp] = s.sum;
+  __syncthreads();
+  if (warp != 0) return s;
+  return join_lanes(lane < threads / 32 ? Sum{most[lane], sum[lane]} : Sum{});
+}
+
+struct Forward {
+  Rows<float> logits;
+  const int32_t* target;
+  float *loss, *lse;
+  float z_loss;
+};
+
+__global__ void __launch_bounds__(threads) forward(Forward p) {
+  const int64_t i = blockIdx.x;
+  const int32_t target = p.target[i];
+  const int columns = p.logits.columns;
+  if (target < 0 || target >= columns) {  // the whole block; not counted, or wrong
+    if (threadIdx.x == 0) p.loss[i] = p.lse[i] = target == not_counted ? 0.0f : NAN;
+    return;
+  }
+  constexpr int pieces = 4;  // reads under way
+  Sum s;
+  for (int first = static_cast<int>(threadIdx.x) * n; first < columns; first += step * pieces) {
+    float x[pieces][n], most = s.most;
+    p.logits.load(i, first, x);
+#pragma unroll
+    for (int k = 0; k < pieces; ++k)
+#pragma unroll
+      for (int c = 0; c < n; ++c) most = fmaxf(most, x[k][c]);
+    s.raise(most);
+#pragma unroll
+    for (int k = 0; k < pieces; ++k)
+      s.sum += (expf(x[k][0] - most) + expf(x[k][1] - most)) + (expf(x[k][2] - most) + expf(x[k][3] - most));
+  }
+  s = join_block(s);
+  if (threadIdx.x != 0) return;
+  const float log_sum = logf(s.sum), lse = s.most + log_sum;
+  p.lse[i] = lse;
+  // The large parts cancel first: of logits near 1e4 the loss keeps its digits.
+  p.loss[i] = (s.most - p.logits.data[i * p.logits.pitch + target]) + log_sum + p.z_loss * lse * lse;
+}
+
+template <class T>
+struct Backward {
+  Rows<float> logits;
+  Rows<T> dlogits;
+  const int32_t* target;
+  const float *lse, *dloss;
+  const double* scale;  // null: 1
+  float z_loss;
+};
+
+// In place too: a thread writes only where it has read.
+template <class T>
+__global__ void __launch_bounds__(threads) backward(Backward<T> p) {
+  const int64_t i = blockIdx.x;
+  const int32_t target = p.target[i];
+  const bool counted = target != not_counted;  // a wrong target has an lse that is NaN
+  const float factor = static_cast<float>(*p.dloss * (p.scale == nullptr ? 1.0 : *p.scale));
+  const float lse = p.lse[i], weight = factor * (1 + 2 * p.z_loss * lse);
+  constexpr int pieces = 2;
+  for (int first = static_cast<int>(threadIdx.x) * n; first < p.logits.columns; first += step * pieces) {
+    float x[pieces][n] = {};
+    if (counted) {
+      p.logits.load(i, first, x);
+#pragma unroll
+      for (int k = 0; k < pieces; ++k)
+#pragma unroll
+        for (int c = 0; c < n; ++c)
+          x[k][c] = weight * expf(x[k][c] - lse) - (first + k * step + c == target ? factor : 0.0f);
+    }
+#pragma unroll
+    for (int k = 0; k < pieces; ++k) p.dlogits.store(i, first + k * step, x[k]);
+  }
+}
+
+// One block: the sum over a fixed set of tokens for each thread, then over the threads.
+__global__ void __launch_bounds__(1024) sum_all(const float* loss, const int32_t* target, int64_t tokens,
+                                                const double* scale, float* to) {
+  double sums[2] = {0, 0};  // losses, counted tokens
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < tokens; i += blockDim.x) {
+    sums[0] += static_cast<double>(loss[i]);
+    sums[1] += target[i] != not_counted;
+  }
+  block_sum(sums);
+  if (threadIdx.x == 0) *to = sums[1] == 0 ? 0.0f : static_cast<float>(sums[0] * (scale == nullptr ? 1.0 : *scale));
+}
+
+const double* data_or_null(const Tensor& scale) { return scale ? scale.data<double>() : nullptr; }
+
+}  // namespace
+
+void cross_entropy_forward(Cuda on, const Tensor& logits, const Tensor& targets, double z_loss, const Tensor& losses,
+                           const Tensor& logsumexp) {
+  if (logits.size(1) > most_columns) fail("LinearCrossEntropy: a vocabulary of more than 2^30 on the GPU");
+  launch(forward, blocks(logits.size(0), 1), threads, 0, on,
+         Forward{Rows<float>(logits), targets.data<int32_t>(), losses.data<float>(), logsumexp.data<float>(),
+                 static_cast<float>(z_loss)});
+}
+
+void sum_losses(Cuda on, const Tensor& losses, const Tensor& targets, const Tensor& scale, const Tensor& to) {
+  launch(sum_all, 1, 1024, 0, on, losses.data<float>(), targets.data<int32_t>(), losses.count(), data_or_null(scale),
+         to.data<float>());
+}
+
+void cross_entropy_backward(Cuda on, const CrossEntropyBackward& b) {
+  with_gpu_float("LinearCrossEntropy", b.dlogits.dtype(), [&]<class T>(T) {
+    const Backward<T> p{.logits = Rows<float>(b.logits), .dlogits = Rows<T>(b.dlogits),
+                        .target = b.targets.data<int32_t>(), .lse = b.logsumexp.data<float>(),
+                        .dloss = b.dloss.data<float>(), .scale = data_or_null(b.scale),
+                        .z_loss = static_cast<float>(b.z_loss)};
+    launch(backward<T>, blocks(b.logits.size(0), 1), threads, 0, on, p);
+  });
+}
+
+}  // namespace adder

@@ -1,0 +1,91 @@
+// Floor: the state read and written once, 8 bytes a cell, at memory speed. A warp has four rows of one head at a time,
+// so that four accesses of 16 bytes a lane are under way.
+#include "adder/core/launch.cuh"
+#include "adder/kernels/ssd/recurrent.cuh"
+#include "adder/kernels/ssd/time_step.cuh"
+
+namespace adder {
+namespace ssd {
+namespace {
+
+constexpr int step_warps = 4, step_rows = 4;  // rows of a warp
+
+template <class T>
+struct Step {
+  int64_t heads, width, groups, state, blocks;
+  TimeStep time_step;
+  const T *x, *dt, *B, *C, *z;
+  int64_t stride_x, stride_dt, stride_B, stride_C, stride_z;  // between batch rows
+  const float *A_log, *D, *bias;
+  bool per_channel;
+  float* S;
+  T* y;
+};
+
+// Columns come `n` at a time, 4 where rows are aligned.
+template <class T, int n>
+__global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int64_t item = blockIdx.x / p.blocks, b = item / p.heads, h = item % p.heads, g = h / (p.heads / p.groups);
+  const int64_t row = ((blockIdx.x - item * p.blocks) * step_warps + warp) * step_rows;
+  if (row >= p.width) return;
+  const float raw = value(p.dt[b * p.stride_dt + h]) + (p.bias != nullptr ? p.bias[h] : 0.0f);
+  const float delta = p.time_step(raw), decay = decay_of(delta, -expf(p.A_log[h]));
+  const T *x = p.x + b * p.stride_x + h * p.width, *B = p.B + b * p.stride_B + g * p.state;
+  const T* C = p.C + b * p.stride_C + g * p.state;
+  float* S = p.S + (item * p.width + row) * p.state;
+  const int rows = static_cast<int>(min(int64_t{step_rows}, p.width - row));
+  float input[step_rows], sums[step_rows] = {};
+#pragma unroll
+  for (int r = 0; r < step_rows; ++r) input[r] = r < rows ? delta * value(x[row + r]) : 0.0f;
+  for (int64_t column = int64_t{lane} * n; column < p.state; column += 32 * n) {
+    Floats<n> cells[step_rows];
+#pragma unroll
+    for (int r = 0; r < step_rows; ++r)
+      if (r < rows) cells[r] = *reinterpret_cast<const Floats<n>*>(S + r * p.state + column);
+#pragma unroll
+    for (int r = 0; r < step_rows; ++r) {
+      if (r >= rows) break;
+#pragma unroll
+      for (int j = 0; j < n; ++j) {
+        cells[r].v[j] = fmaf(input[r], value(B[column + j]), decay * cells[r].v[j]);
+        sums[r] += cells[r].v[j] * value(C[column + j]);
+      }
+      *reinterpret_cast<Floats<n>*>(S + r * p.state + column) = cells[r];
+    }
+  }
+  float y = scattered_sum(sums);
+  if (lane >= rows) return;
+  const int64_t at = h * p.width + row + lane;
+  if (p.D != nullptr) y += p.D[p.per_channel ? at : h] * value(x[row + lane]);
+  if (p.z != nullptr) y *= math::silu(value(p.z[b * p.stride_z + at]));
+  p.y[b * p.heads * p.width + at] = element<T>(y);
+}
+
+template <class T>
+void run(Cuda on, const SsdStep& s, const Tensor& y) {
+  const int64_t batch = s.x.size(0), heads = s.x.size(1), width = s.x.size(2);
+  const int64_t groups = s.B.size(1), state = s.B.size(2);
+  const int64_t rows = step_warps * step_rows, row_blocks = (width + rows - 1) / rows;
+  const Step<T> p{.heads = heads, .width = width, .groups = groups, .state = state, .blocks = row_blocks,
+                  .time_step = TimeStep(s), .x = s.x.data<T>(), .dt = s.dt.data<T>(), .B = s.B.data<T>(),
+                  .C = s.C.data<T>(), .z = s.z ? s.z.data<T>() : nullptr, .stride_x = s.x.stride(heads * width),
+                  .stride_dt = s.dt.stride(heads), .stride_B = s.B.stride(groups * state),
+                  .stride_C = s.C.stride(groups * state), .stride_z = s.z ? s.z.stride(heads * width) : 0,
+                  .A_log = s.A_log.data<float>(), .D = s.D ? s.D.data<float>() : nullptr,
+                  .bias = s.dt_bias ? s.dt_bias.data<float>() : nullptr, .per_channel = s.D && s.D.rank() == 2,
+                  .S = s.state.data<float>(), .y = y.data<T>()};
+  const bool aligned = state % 4 == 0 && reinterpret_cast<uintptr_t>(p.S) % 16 == 0;
+  launch(aligned ? step<T, 4> : step<T, 1>, blocks(batch * heads * row_blocks, 1), 32 * step_warps, 0, on, p);
+}
+
+}  // namespace
+}  // namespace ssd
+
+Tensor ssd_step(Cuda on, const SsdStep& step) {
+  Tensor y(step.x.shape(), step.x.dtype(), Device::cuda);
+  with_gpu_float("ssd_step", step.x.dtype(), [&]<class T>(T) { ssd::run<T>(on, step, y); });
+  return y;
+}
+
+}  // namespace adder
