@@ -27,6 +27,19 @@ struct Params::Arena {
   std::vector<ParamBlock> blocks;
   std::unordered_set<std::string> names;
   std::vector<Tensor> leaves;
+
+  using Flat = Tensor ParamBlock::*;
+  /// What lies in `to` where the view lies in `from`; undefined if it lies elsewhere.
+  Tensor counterpart(const Tensor& view, Flat from, Flat to) const {
+    for (const ParamBlock& block : blocks) {
+      const Tensor& flat = block.*from;
+      if (!flat || !view.same_storage(flat)) continue;
+      const int64_t begin = (static_cast<const char*>(view.address()) - static_cast<const char*>(flat.address())) /
+                            size_of(flat.dtype());
+      return (block.*to).slice_first(begin, begin + view.count()).reshape(view.shape());
+    }
+    return {};
+  }
 };
 
 namespace {
@@ -47,8 +60,8 @@ Range part_of(const std::string& name, int64_t size, const ParamOptions& o, int6
   return {size / pieces * piece, size / pieces * (piece + 1)};
 }
 
-// Fills this rank's part (range of the shard axis) with the initial values of the whole tensor.
-void initialise(const Tensor& value, const Shape& whole, int axis, const Range& range, const Init& init,
+// Fills this rank's part (range of the shard axis), on the host, with the initial values of the whole tensor.
+void initialise_on_host(const Tensor& value, const Shape& whole, int axis, const Range& range, const Init& init,
                 const Random& random) {
   const int64_t inner = axis < 0 ? whole.count() : whole.count(axis + 1, whole.rank());
   const int64_t outer = axis < 0 ? 1 : whole.count(0, axis), size = axis < 0 ? 1 : whole[axis];
@@ -63,11 +76,21 @@ void initialise(const Tensor& value, const Shape& whole, int axis, const Range& 
   });
 }
 
+void initialise(const Tensor& value, const Shape& whole, int axis, const Range& range, const Init& init,
+                const Random& random) {
+  const Tensor host = value.device() == Device::cpu ? value : Tensor(value.shape(), value.dtype());
+  initialise_on_host(host, whole, axis, range, init, random);
+  if (value.device() != Device::cpu) copy(host, value);
+}
+
 }  // namespace
 
 Params::Params(Device device, const Options& options) : arena_(std::make_shared<Arena>()) {
   check(options.shards >= 1 && options.shard >= 0 && options.shard < options.shards, "Params: shard {} of {}",
         options.shard, options.shards);
+  const DType compute = options.compute.value_or(options.dtype);
+  check(compute == options.dtype || (compute == DType::bf16 && options.dtype == DType::f32),
+        "Params: masters in {} cannot be computed with in {}", name(options.dtype), name(compute));
   arena_->device = device;
   arena_->options = options;
 }
@@ -91,16 +114,19 @@ Tensor Params::create(std::string_view name, const Shape& shape, const Init& ini
   const Shape local = axis < 0 ? shape : shape.with(axis, range.end - range.begin);
 
   const int64_t capacity = std::max(local.count(), block_bytes / size_of(dtype()));
+  const bool has_copies = compute() != dtype();
   if (arena.blocks.empty() || arena.blocks.back().used + local.count() > arena.blocks.back().values.count())
-    arena.blocks.push_back({zeros({capacity}, dtype(), device()), zeros({capacity}, dtype(), device()), 0});
+    arena.blocks.push_back({zeros({capacity}, dtype(), device()), zeros({capacity}, dtype(), device()),
+                            has_copies ? zeros({capacity}, compute(), device()) : Tensor(), 0});
   ParamBlock& block = arena.blocks.back();
   const int64_t begin = block.used, end = begin + local.count();
   block.used = std::min((end + alignment - 1) / alignment * alignment, block.values.count());
-  const Tensor value = block.values.slice_first(begin, end).reshape(local);
-  const Tensor gradient = block.gradients.slice_first(begin, end).reshape(local);
+  const auto part = [&](const Tensor& flat) { return flat.slice_first(begin, end).reshape(local); };
+  const Tensor value = part(block.values), gradient = part(block.gradients);
 
   initialise(value, shape, axis, range, init, Random(seed(), full_name));
-  const Tensor result = leaf(value, gradient);
+  if (has_copies) copy(value, part(block.rounded));
+  const Tensor result = leaf(has_copies && options.product ? part(block.rounded) : value, gradient);
   arena.leaves.push_back(result);
   arena.params.push_back({full_name, shape, axis < 0 ? 0 : range.begin, value, gradient, options, result});
   return result;
@@ -111,15 +137,17 @@ Tensor Params::create_packed(std::string_view name, int64_t columns, const std::
   const Params inner = *this / name;
   std::vector<Range> ranges;
   int64_t rows = 0;
+  const bool product = !parts.empty() && parts[0].options.product;
   for (const Part& part : parts) {
     check(static_cast<bool>(part.init), "{}: no initial value", inner.join(part.name));
+    check(part.options.product == product, "{}: some parts are weights of a product, and some are not", inner.path());
     check(part.options.shard_axis <= 0, "{}: a packed part is cut by rows or not at all", inner.join(part.name));
     ranges.push_back(part_of(inner.join(part.name), part.rows, part.options, arena.options.shard, arena.options.shards));
     rows += ranges.back().end - ranges.back().begin;
   }
   const auto shape = [&](int64_t n) { return columns > 0 ? Shape{n, columns} : Shape{n}; };
   // The storage is one tensor; its entry is then replaced by the entries of the parts.
-  const Tensor packed = Params(arena_, path_).create(name, shape(rows), init::constant(0));
+  const Tensor packed = Params(arena_, path_).create(name, shape(rows), init::constant(0), {.product = product});
   const Param whole = std::move(arena.params.back());
   arena.params.pop_back();
   int64_t begin = 0;
@@ -134,6 +162,8 @@ Tensor Params::create_packed(std::string_view name, int64_t columns, const std::
                             whole.gradient.slice_first(begin, begin + length), part.options, packed});
     begin += length;
   }
+  if (compute() != dtype())
+    copy(whole.value, arena.counterpart(whole.value, &ParamBlock::values, &ParamBlock::rounded));
   return packed;
 }
 
@@ -141,12 +171,23 @@ const std::deque<Param>& Params::all() const { return arena_->params; }
 std::span<const ParamBlock> Params::blocks() const { return arena_->blocks; }
 uint64_t Params::seed() const { return arena_->options.seed; }
 DType Params::dtype() const { return arena_->options.dtype; }
+DType Params::compute() const { return arena_->options.compute.value_or(dtype()); }
 Device Params::device() const { return arena_->device; }
 
 int64_t Params::count() const {
   int64_t n = 0;
   for (const Param& p : all()) n += p.value.count();
   return n;
+}
+
+Tensor Params::master(const Tensor& tensor) const {
+  const Tensor master = arena_->counterpart(tensor, &ParamBlock::rounded, &ParamBlock::values);
+  return master ? master : tensor.detach();
+}
+
+void Params::round() const {
+  for (const ParamBlock& block : blocks())
+    if (block.rounded) copy(block.values.slice_first(0, block.used), block.rounded.slice_first(0, block.used));
 }
 
 void Params::clear_gradients() const {

@@ -7,6 +7,10 @@
 // block mirrors each, so that an optimizer or a reduction runs over few flat ranges. Nothing moves later.
 // Initial values are computed on the host in f64 from (seed, name, global element index) and rounded once: the same on
 // every device and under every sharding.
+//
+// In a bf16 run the f32 master stays the parameter. A weight of a matrix product (options.product) has a rounded copy,
+// which is what create() returns and products read; its gradient is collected in f32, in the place of the master's. All
+// other parameters are read as they are. Whoever writes masters calls round(); an optimizer writes both.
 #pragma once
 
 #include "adder/core/random.h"
@@ -15,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,6 +38,7 @@ Init normal(double deviation);
 struct ParamOptions {
   bool decay = true;      // weight decay applies
   double lr_scale = 1;    // its learning rate over the schedule's
+  bool product = false;   // the weight of a matrix product: in a bf16 run a rounded copy is read
   int shard_axis = -1;    // the axis that tensor parallelism cuts; -1: every rank holds all of it
   int64_t replicas = 1;   // neighbouring ranks that hold the same part of the shard axis; their gradients are summed
 };
@@ -45,12 +51,14 @@ struct Param {
   Tensor value;         // this rank's part: the f32 (or f64) master
   Tensor gradient;      // mirrors it; stale until the first backward after clear_gradients()
   ParamOptions options;
-  Tensor tensor;        // the leaf on the tape that the part belongs to; gradient(tensor) undefined: none arrived
+  Tensor tensor;        // what create() returned: the leaf that the part belongs to, of the master or of its rounded
+                        // copy; gradient(tensor) undefined: none arrived
 };
 
-/// A flat range of parameters and their gradients; the gaps between tensors are zero in both.
+/// A flat range of parameters and their gradients; the gaps between tensors are zero in all.
 struct ParamBlock {
   Tensor values, gradients;  // [capacity]
+  Tensor rounded;            // bf16 [capacity]: the values, rounded; undefined unless the run computes in bf16
   int64_t used = 0;          // elements in use, from the front
 };
 
@@ -58,11 +66,12 @@ class Params {
  public:
   struct Options {
     uint64_t seed = 1;
-    DType dtype = DType::f32;  // f64: a run in double precision, the oracle
+    DType dtype = DType::f32;  // of the masters; f64: a run in double precision, the oracle
+    std::optional<DType> compute = {};  // what products read: bf16 with f32 masters, else (and by default) the dtype
     int64_t shard = 0;         // this rank among `shards` along the shard axes
     int64_t shards = 1;
   };
-  explicit Params(Device device, const Options& options = {1, DType::f32, 0, 1});
+  explicit Params(Device device, const Options& options = {1, DType::f32, {}, 0, 1});
 
   /// The scope of that name below this one.
   Params operator/(std::string_view name) const;
@@ -80,7 +89,7 @@ class Params {
     ParamOptions options = {};
   };
   /// One matrix [sum of this rank's rows, columns] (columns 0: a vector) whose parts, adjacent rows, are logical tensors
-  /// named path/name/part, each with its own initial values, sharding and decay.
+  /// named path/name/part, each with its own initial values, sharding and decay; all are products or none is.
   Tensor create_packed(std::string_view name, int64_t columns, const std::vector<Part>& parts);
 
   // The whole arena, whatever the scope.
@@ -89,7 +98,12 @@ class Params {
   int64_t count() const;  // elements of all logical tensors on this rank
   uint64_t seed() const;
   DType dtype() const;
+  DType compute() const;
   Device device() const;
+  /// The master of a tensor that create() or create_packed() returned, off the tape: itself, unless it is a copy.
+  Tensor master(const Tensor& tensor) const;
+  /// Makes the rounded copies anew, after masters were written.
+  void round() const;
   /// The next backward overwrites every gradient.
   void clear_gradients() const;
   /// Makes every gradient valid: zero where none arrived since the last clear.

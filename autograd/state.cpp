@@ -25,7 +25,7 @@ Piece Piece::like(const Param& param, const std::string& kind, const Tensor& ten
 }
 
 State state(const Params& params) {
-  State result{.name = "parameters"};
+  State result{.name = "parameters", .filled = [params] { params.round(); }};
   for (const Param& param : params.all()) result.tensors.push_back(Piece::like(param, "", param.value));
   return result;
 }

@@ -50,13 +50,15 @@ const T& value(const Values& values, const std::string& name) {
 
 /// One owner's part of a run. Tensors are handles: they are filled in place. `load` is called before tensors are
 /// compared and filled, so that it can refuse changed settings by name; it may be called again with older values.
+/// `filled` is called once all tensors of all states are filled.
 struct State {
   std::string name;  // "optimizer"; no '/'
   std::vector<Piece> tensors = {};
   std::function<Values()> save = {};
   std::function<void(const Values&)> load = {};
+  std::function<void()> filled = {};
 };
-/// The master weights, named "parameters".
+/// The master weights, named "parameters"; their rounded copies follow what is loaded.
 State state(const Params& params);
 
 }  // namespace adder

@@ -85,7 +85,7 @@ void print_ssd(const Options& o, double sgemm) {
 
 int main(int argc, char** argv) try {
   Options o;
-  const Run run(argc, argv, flags(o));
+  const Run run(argc, argv, flags(o), {.device = "cpu"});
   const double sgemm = sgemm_flops();
   Params params(run.device(), {.seed = run.seed()});
   const layers::LanguageModel model(params, run.mesh(), o.model);
@@ -95,15 +95,10 @@ int main(int argc, char** argv) try {
     backward(model.loss(batch));
     optimizer.step(1e-3);
   });
-  // 6 FLOPs for each matrix parameter (the tied head once) and 21 for each channel and state: Megatron-LM's formula.
-  int64_t matrix = 0;
-  for (const Param& p : params.all())
-    if (p.shape.rank() == 2 && p.name.find("conv") == std::string::npos) matrix += p.value.count();
-  const auto& m = o.model.mixer;
-  const double per_token = 6.0 * static_cast<double>(matrix) + 21.0 * static_cast<double>(o.model.layers * m.d_inner() * m.d_state);
+  const double per_token = o.model.training_flops();
   const double tokens = static_cast<double>(o.batch * o.time) / seconds;
   fmt::print("training step           {:8.1f} ms   {:.0f} tokens/s\n", seconds * 1e3, tokens);
-  fmt::print("model                   {:6.1f} GFLOP/s   ({:.1f} MFLOP a token, {} matrix parameters)\n", tokens * per_token / 1e9, per_token / 1e6, matrix);
+  fmt::print("model                   {:6.1f} GFLOP/s   ({:.1f} MFLOP a token, {} parameters)\n", tokens * per_token / 1e9, per_token / 1e6, params.count());
   fmt::print("SGEMM 2048^3            {:6.1f} GFLOP/s\n", sgemm / 1e9);
   fmt::print("model / SGEMM           {:6.3f}\n", tokens * per_token / sgemm);
   print_ssd(o, sgemm);

@@ -17,4 +17,11 @@ struct Batch {
   Tensor position = {};  // [2] i32: the step, and the number of the first row in the step's batch
 };
 
+/// The same batch on a device; to a GPU without waiting for it.
+inline Batch to_device(const Batch& b, Device device) {
+  return {.tokens = to_device(b.tokens, device), .targets = to_device(b.targets, device),
+          .document = to_device(b.document, device), .counted = b.counted, .scale = to_device(b.scale, device),
+          .position = to_device(b.position, device)};
+}
+
 }  // namespace adder

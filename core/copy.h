@@ -3,6 +3,8 @@
 
 #include "adder/core/tensor.h"
 
+#include <functional>
+
 namespace adder {
 
 void fill(Cuda on, const Tensor& t, double value);
@@ -12,5 +14,7 @@ void copy(Cuda on, const Tensor& from, const Tensor& to);
 void upload(Cuda on, const void* host, const Tensor& to);
 /// To t.count() elements in host memory. Waits for them.
 void download(Cuda on, const Tensor& from, void* host);
+/// Begins to copy one element to the host. Does not wait for the GPU; the function returned does, and gives the number.
+std::function<double()> fetch(Cuda on, const Tensor& from);
 
 }  // namespace adder

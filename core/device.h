@@ -7,6 +7,8 @@
 // backend is a link error and not a run-time surprise.
 #pragma once
 
+#include <string>
+
 struct CUstream_st;
 
 namespace adder {
@@ -34,6 +36,8 @@ const char* name(Device device);
 int gpu_count();
 /// The GPU of this process, to be chosen before the first tensor on it, by the rank on this host; GPU 0 otherwise.
 void choose_gpu(int index);
+/// The chosen one: "NVIDIA H100 80GB HBM3, 79.2 GiB, driver for CUDA 13.0, runtime 13.0".
+std::string describe_gpu();
 
 /// The stream that kernels of this process run on, and those of collectives and of copies beside the kernels. Memory
 /// that is let go may be handed out at once for later work on the compute stream: who reads or writes it on another

@@ -78,6 +78,17 @@ void choose_gpu(int index) {
   chosen = index;
 }
 
+std::string describe_gpu() {
+  cudaDeviceProp gpu_properties{};
+  int driver = 0, runtime = 0;
+  check(cudaGetDeviceProperties(&gpu_properties, chosen), "the properties of the GPU");
+  check(cudaDriverGetVersion(&driver), "the version of the driver");
+  check(cudaRuntimeGetVersion(&runtime), "the version of CUDA");
+  const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+  return fmt::format("{}, {:.1f} GiB, driver for CUDA {}, runtime {}", gpu_properties.name,
+                     static_cast<double>(gpu_properties.totalGlobalMem) / (1 << 30), version(driver), version(runtime));
+}
+
 CUstream_st* compute_stream() { return gpu().compute.get(); }
 CUstream_st* communication_stream() { return gpu().communication.get(); }
 CUstream_st* copy_stream() { return gpu().copy.get(); }

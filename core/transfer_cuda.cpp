@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace adder {
 namespace {
@@ -26,10 +27,10 @@ class Staging {
   char* data() const { return data_.get(); }
   void wait() const { check(cudaEventSynchronize(done_.get()), "a copy between host and GPU"); }
   void used(Cuda on) const { check(cudaEventRecord(done_.get(), on.stream), "a copy between host and GPU"); }
-  void prepare() {
+  void prepare(int64_t bytes = block_bytes) {
     if (data_) return wait();
     void* block = nullptr;
-    check(cudaHostAlloc(&block, block_bytes, cudaHostAllocDefault), "page-locked memory");
+    check(cudaHostAlloc(&block, static_cast<size_t>(bytes), cudaHostAllocDefault), "page-locked memory");
     data_.reset(static_cast<char*>(block));
     cudaEvent_t event = nullptr;
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a new CUDA event");
@@ -57,6 +58,31 @@ struct Ring {
 Ring& ring() {
   static Ring* const all = new Ring;  // never destroyed: the driver may be gone by then
   return *all;
+}
+
+// Places for single elements, each for one number at a time.
+struct Numbers {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Staging>> free;
+
+  std::shared_ptr<Staging> take();
+};
+
+Numbers& numbers() {
+  static Numbers* const all = new Numbers;  // never destroyed, as the ring
+  return *all;
+}
+
+std::shared_ptr<Staging> Numbers::take() {
+  const std::lock_guard lock(mutex);
+  if (free.empty()) free.push_back(std::make_unique<Staging>());
+  std::unique_ptr<Staging> place = std::move(free.back());
+  free.pop_back();
+  place->prepare(sizeof(double));  // whose last number may still be on its way
+  return {place.release(), [](Staging* used) {
+            const std::lock_guard giving_back(numbers().mutex);
+            numbers().free.emplace_back(used);
+          }};
 }
 
 // Rows side by side on the host (`offset` bytes from the start), `pitch` bytes apart on the GPU.
@@ -91,6 +117,21 @@ void transfer(Cuda on, const Piece& p, void* to, int64_t to_pitch, const void* f
 }
 
 }  // namespace
+
+std::function<double()> fetch(Cuda on, const Tensor& from) {
+  const std::shared_ptr<Staging> place = numbers().take();
+  const DType type = from.dtype();
+  const auto bytes = static_cast<size_t>(size_of(type));
+  check(cudaMemcpyAsync(place->data(), from.address(), bytes, cudaMemcpyDeviceToHost, on.stream),
+        "a number from the GPU");
+  place->used(on);
+  return [place, type, bytes] {
+    place->wait();
+    const Tensor number({1}, type);
+    std::memcpy(number.address(), place->data(), bytes);
+    return item(number);
+  };
+}
 
 void upload(Cuda on, const void* host, const Tensor& to) {
   const std::lock_guard lock(ring().mutex);

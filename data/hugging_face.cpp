@@ -52,8 +52,8 @@ const char* embedding_name(Form form) {
   return form == Form::transformers ? "backbone.embeddings.weight" : "backbone.embedding.weight";
 }
 
-// All tensors of a model under their names and shapes in the files.
-std::vector<NamedTensor> named_tensors(const layers::LanguageModel& model, Form form) {
+// The master weights of a model under their names and shapes in the files.
+std::vector<NamedTensor> named_tensors(const Params& params, const layers::LanguageModel& model, Form form) {
   std::vector<NamedTensor> all;
   const auto add = [&](const std::string& name, const Tensor& t) { all.push_back({name, t.shape(), t}); };
   // transformers has no padding of the vocabulary and would predict it.
@@ -71,6 +71,7 @@ std::vector<NamedTensor> named_tensors(const layers::LanguageModel& model, Form 
   }
   add("backbone.norm_f.weight", model.norm.weight);
   if (!model.options.tied) add("lm_head.weight", model.head.slice_first(0, rows));
+  for (NamedTensor& t : all) t.tensor = params.master(t.tensor);
   return all;
 }
 
@@ -134,11 +135,11 @@ layers::LanguageModelOptions read_options(const std::string& folder) {
   return parse_config(read_text(path), path);
 }
 
-void read_weights(const std::string& folder, const layers::LanguageModel& model) {
+void read_weights(const std::string& folder, const Params& params, const layers::LanguageModel& model) {
   const Weights weights(folder);
   // Either name of the embedding may stand beside either config.json.
   const Form form = weights.has(embedding_name(Form::state_spaces)) ? Form::state_spaces : Form::transformers;
-  const auto tensors = named_tensors(model, form);
+  const auto tensors = named_tensors(params, model, form);
   std::set<std::string> names;
   for (const NamedTensor& t : tensors) {
     weights.read(t);
@@ -153,16 +154,17 @@ void read_weights(const std::string& folder, const layers::LanguageModel& model)
     names.insert("lm_head.weight");
   }
   weights.only(names);
+  params.round();
 }
 
-void write(const std::string& folder, const layers::LanguageModel& model, Form form) {
+void write(const std::string& folder, const Params& params, const layers::LanguageModel& model, Form form) {
   const std::string text = config(model.options, form), path = in(folder, "config.json");
   std::error_code error;
   fs::create_directories(folder, error);
   check(!error, "{}: cannot be made ({})", folder, error.message());
   for (const std::string& there : {path, in(folder, weights_name), in(folder, index_name)})
     check(!fs::exists(there), "{}: is there already", there);
-  write_safetensors(in(folder, weights_name), named_tensors(model, form), {{"format", "pt"}});
+  write_safetensors(in(folder, weights_name), named_tensors(params, model, form), {{"format", "pt"}});
   OutputFile file(path);
   file.write(text);
   file.commit();

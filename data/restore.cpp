@@ -167,6 +167,8 @@ std::optional<int64_t> restore(const std::string& run_folder, const std::vector<
     check_fits(manifest, path, states, options.all);
     try {
       fill_tensors(manifest, path, states);
+      for (const State& state : states)
+        if (state.filled) state.filled();
       return step;
     } catch (const Error& error) {
       refuse(error);

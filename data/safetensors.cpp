@@ -225,7 +225,8 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   file.write(text);
   for (const NamedTensor* t : order) {
     const int64_t bytes = t->tensor.count() * size_of(t->tensor.dtype());
-    file.write({static_cast<const char*>(t->tensor.address()), static_cast<size_t>(bytes)});
+    const Tensor host = to_device(t->tensor, Device::cpu);
+    file.write({static_cast<const char*>(host.address()), static_cast<size_t>(bytes)});
   }
   file.commit();
 }

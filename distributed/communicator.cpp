@@ -19,17 +19,17 @@ struct Communicator::Group {
 
 namespace {
 
-void require(const char* what, const Tensor& x) {
+void require(const char* what, const Tensor& x, int64_t size) {
   check(x.defined(), "{}: the tensor is undefined", what);
-  check(x.device() == Device::cpu, "{}: tensor {} is on {}, not on the CPU", what, to_string(x.shape()),
+  check(x.device() == Device::cpu || size == 1, "{}: tensor {} is on {}, not on the CPU", what, to_string(x.shape()),
         name(x.device()));
   check(x.contiguous(), "{}: tensor {} has rows of {} elements {} apart; a collective needs them side by side", what,
         to_string(x.shape()), x.row(), x.pitch());
 }
 
 void require_parts(const char* what, const Tensor& part, const Tensor& whole, int64_t size) {
-  require(what, part);
-  require(what, whole);
+  require(what, part, 2);  // bytes are moved in a group of one too
+  require(what, whole, 2);
   check(part.rank() >= 1 && whole.shape() == part.shape().with(0, part.size(0) * size) && part.dtype() == whole.dtype(),
         "{}: a part {} {} of each of {} ranks does not make a whole {} {}", what, name(part.dtype()),
         to_string(part.shape()), size, name(whole.dtype()), to_string(whole.shape()));
@@ -175,7 +175,7 @@ void Communicator::reduce_tail(const Tensor& x, Reduce reduce) const {
 }
 
 void Communicator::all_reduce(const Tensor& x, Reduce reduce) const {
-  require("all_reduce", x);
+  require("all_reduce", x, size_);
   if (size_ == 1) return;
   constexpr int64_t few = 1024;  // elements for which one call of MPI beats two
   const Tensor flat = x.reshape({x.count()});
@@ -203,7 +203,7 @@ void Communicator::reduce_scatter(const Tensor& whole, const Tensor& part) const
 }
 
 void Communicator::broadcast(const Tensor& x, int64_t root) const {
-  require("broadcast", x);
+  require("broadcast", x, size_);
   check(root >= 0 && root < size_, "broadcast: root {} of {} processes", root, size_);
   if (size_ == 1) return;
   const int64_t bytes = size_of(x.dtype());
@@ -214,8 +214,8 @@ void Communicator::broadcast(const Tensor& x, int64_t root) const {
 }
 
 void Communicator::shift(const Tensor& sent, const Tensor& received, int64_t by, Ends ends) const {
-  require("shift", sent);
-  require("shift", received);
+  require("shift", sent, 2);
+  require("shift", received, 2);
   check(by == 1 || by == -1, "shift: by {}; it must be 1 or -1", by);
   check(sent.shape() == received.shape() && sent.dtype() == received.dtype() && !sent.same_storage(received),
         "shift: {} {} is sent but {} {} received; they must be alike and apart", name(sent.dtype()),

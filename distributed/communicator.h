@@ -1,7 +1,8 @@
 // Communicator: a group of processes and what they do together.
 //
 // Every member makes the same calls in the same order, with tensors of the same size and dtype: contiguous, on the CPU;
-// f32, f64, bf16 or i32. A group of one process needs no MPI and does what the formulas say, which is next to nothing.
+// f32, f64, bf16 or i32. A group of one process needs no MPI and does what the formulas say, which is next to nothing;
+// all_reduce and broadcast then take tensors of any device.
 //
 // Results are the same bits on every member and from run to run: an element's sum is taken over the members in the
 // order of their ranks, in f64, and rounded once (i32: in 64 bits, modulo 2^32). MPI only moves bytes, so neither its

@@ -158,10 +158,14 @@ void Flags::parse(int argc, const char* const* argv) {
   for (size_t i = 0; i < flags_.size(); ++i)
     if (options[i]->count() > 0) given.push_back({i, "--" + flags_[i].name, options[i]->results()});
   std::vector<bool> seen(flags_.size());
-  for (const Given& g : given) {
-    assign(flags_[g.flag], g);
-    seen[g.flag] = true;
-  }
+  for (const bool presets : {true, false})
+    for (const Given& g : given) {
+      const Flag& flag = flags_[g.flag];
+      if (static_cast<bool>(flag.rules.preset) != presets) continue;
+      assign(flag, g);
+      if (presets) flag.rules.preset();
+      seen[g.flag] = true;
+    }
   for (size_t i = 0; i < flags_.size(); ++i)
     check_usage(seen[i] || !flags_[i].rules.required, "--{} must be given: {}", flags_[i].name, flags_[i].help);
 }

@@ -20,6 +20,7 @@
 #include "adder/distributed/program.h"
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,6 +35,8 @@ struct FlagRules {
   std::vector<std::string> choices = {};      // strings: one of these
   bool required = false;                      // must be given
   bool may_change = false;                    // a resumed run may have another value: it does not change the result
+  std::function<void()> preset = {};          // called when it is given, after it and before any other flag is assigned:
+                                              // gives other options their defaults
 };
 
 /// A flag whose value is not that of the saved run.
@@ -64,9 +67,9 @@ class Flags {
 
   /// All values by name: {"steps":4800,"schedule":"cosine","tied":true}. Numbers that are not finite become strings.
   std::string to_json() const;
-  /// The flags whose value is not the saved one, without those that may change. A flag that was not saved counts as
-  /// saved with its default; saved names that are no flags any more are ignored.
-  std::vector<FlagDifference> differences(std::string_view saved_json) const;
+  /// The flags whose value is not the saved one: of those that may not change, or of those that may. A flag that was not
+  /// saved counts as saved with its default; saved names that are no flags any more are ignored.
+  std::vector<FlagDifference> differences(std::string_view saved_json, bool may_change = false) const;
 
  private:
   using Target = std::variant<int64_t*, double*, bool*, std::string*, std::vector<std::string>*>;

@@ -34,12 +34,12 @@ std::string Flags::to_json() const {
   return dump(json);
 }
 
-std::vector<FlagDifference> Flags::differences(std::string_view saved_json) const {
+std::vector<FlagDifference> Flags::differences(std::string_view saved_json, bool may_change) const {
   const Json saved = Json::parse(saved_json, nullptr, false);
   check(saved.is_object(), "the saved flags are not a JSON object");
   std::vector<FlagDifference> found;
   for (const Flag& flag : flags_) {
-    if (flag.rules.may_change) continue;
+    if (flag.rules.may_change != may_change) continue;
     const Json now = adder::to_json(flag.value());
     const Json before = saved.contains(flag.name) ? saved.at(flag.name) : adder::to_json(flag.initial);
     if (now != before) found.push_back({flag.name, to_text(before), to_text(now)});

@@ -4,6 +4,7 @@
 #include "adder/core/error.h"
 #include "adder/distributed/curve.h"
 #include "adder/distributed/machine.h"
+#include "adder/kernels/matmul.h"
 
 #include <omp.h>
 
@@ -69,6 +70,7 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
     check_usage(false, "--time-limit: {}", error.what());
   }
   check_processor();
+  choose_device();
   set_threads();
   if (options_.out.empty()) return;
   const bool first = mesh_.world.rank() == 0;
@@ -76,7 +78,12 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
   stop_.emplace(first ? options_.out + "/stop" : "", limit);
 }
 
-Run::~Run() = default;
+Run::~Run() {
+  try {
+    write_pending();
+  } catch (...) {  // the run ends because of something else
+  }
+}
 
 void Run::add_flags() {
   const bool keeps_folder = !options_.out.empty();
@@ -96,7 +103,26 @@ void Run::add_flags() {
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
   flags_.add("threads", options_.threads, "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
-  flags_.add("device", options_.device, "where to compute", {.choices = {"cpu"}, .may_change = true});
+  flags_.add("device", options_.device, "where to compute; otherwise on a GPU if one answers",
+             {.choices = {"cpu", "cuda"}, .may_change = true});
+  flags_.add("dtype", options_.dtype, "of activations and products; otherwise bf16 on a GPU, f32 on the CPU",
+             {.choices = {"f32", "bf16"}, .may_change = true});
+  flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = true});
+}
+
+void Run::choose_device() {
+  if (options_.device.empty()) options_.device = gpu_count() > 0 ? "cuda" : "cpu";
+  if (device() == Device::cuda) {
+    check_usage(built_with_cuda, "--device cuda: this adder was built without CUDA");
+    check_usage(gpu_count() > 0, "--device cuda: no GPU answers");
+    check_usage(mesh_.world.size() == 1, "--device cuda: {} processes cannot share a training on GPUs yet; --device cpu "
+                "trains on their processors", mesh_.world.size());
+    const auto hosts = mesh_.world.exchange(host_name());  // by the rank on this host
+    choose_gpu(static_cast<int>(std::count(hosts.begin(), hosts.begin() + mesh_.world.rank(), host_name())));
+  }
+  if (options_.dtype.empty()) options_.dtype = device() == Device::cuda ? "bf16" : "f32";
+  check_usage(dtype() == DType::f32 || device() == Device::cuda, "--dtype bf16 needs a GPU: the CPU computes in f32");
+  allow_tf32(options_.tf32);
 }
 
 void Run::set_threads() {
@@ -125,6 +151,9 @@ void Run::open_folder() {
     changes += fmt::format("{}--{} was {} and is now {}", changes.empty() ? "" : ", ", d.name, d.saved, d.now);
   check_usage(changes.empty(), "the run in {} cannot go on with other flags: {}; give the old value, another --out, or "
               "--fresh to start anew", options_.out, changes);
+  for (const FlagDifference& d : flags_.differences(saved, true))
+    if (!d.saved.empty() && (d.name == "device" || d.name == "dtype"))
+      changes_ += fmt::format(", with --{} {} instead of {}", d.name, d.now, d.saved);
 }
 
 void Run::start(const RunStart& start) {
@@ -132,17 +161,19 @@ void Run::start(const RunStart& start) {
   step_ = start.step;
   last_step_ = next_drawing_ = Clock::now();
   if (!folder_) return;
+  std::vector<std::string> devices{fmt::format("cpu: {}, {} cores", processor_name(), allowed_cores())};
+  if (device() == Device::cuda) devices.insert(devices.begin(), "cuda: " + describe_gpu());
   folder_->start({.recipe = recipe_,
                   .command = command_,
                   .options = flags_.to_json(),
-                  .devices = {fmt::format("cpu: {}, {} cores", processor_name(), allowed_cores())},
+                  .devices = devices,
                   .seed = options_.seed,
                   .step = start.step,
                   .threads = options_.threads,
                   .ranks = mesh_.world.size()});
   loss_ = folder_->history("loss");
   validation_loss_ = folder_->history("validation_loss");
-  if (start.step > 0) say(fmt::format("going on from step {} in {}", grouped(start.step), options_.out));
+  if (start.step > 0) say(fmt::format("going on from step {} in {}{}", grouped(start.step), options_.out, changes_));
 }
 
 bool Run::stopping() {
@@ -151,13 +182,29 @@ bool Run::stopping() {
     mesh_.world.all_reduce(cause, Reduce::max);
     cause_ = static_cast<StopCause>(*cause.data<int32_t>());
   }
+  if (cause_ != StopCause::none) write_pending();
   return cause_ != StopCause::none;
 }
 
+bool Run::due(int64_t step, int64_t every) {
+  const bool now = every > 0 && step % every == 0;
+  if (now) write_pending();
+  return now;
+}
+
 void Run::log(int64_t step, std::vector<Logged> values) {
-  NamedNumbers numbers;
-  for (Logged& logged : values) numbers.emplace_back(std::move(logged.name), logged.value);
+  write_pending();
   if (mesh_.world.rank() != 0) return;
+  const bool here = std::all_of(values.begin(), values.end(), [](const Logged& l) { return l.value.here(); });
+  pending_.emplace(step, std::move(values));
+  if (here || step >= start_.steps) write_pending();
+}
+
+void Run::write_pending() {
+  if (!pending_) return;
+  const auto [step, values] = *std::exchange(pending_, std::nullopt);
+  NamedNumbers numbers;
+  for (const Logged& logged : values) numbers.emplace_back(logged.name, logged.value.value());
   if (has(numbers, "loss")) {
     log_step(step, numbers);
   } else {
@@ -194,6 +241,7 @@ void Run::log_step(int64_t step, NamedNumbers& numbers) {
 
 void Run::say(std::string_view line) {
   if (mesh_.world.rank() != 0) return;
+  write_pending();
   progress_.say(line);
   last_step_ = Clock::now();  // what led to this line, a validation for one, is no part of the next step
 }
@@ -212,6 +260,7 @@ void Run::draw() const {
 }
 
 void Run::finish() {
+  write_pending();
   if (folder_) draw();
   if (cause_ == StopCause::none) return;
   say(fmt::format("stopped by {} after step {} of {}; the same command{} goes on from there", name(cause_),

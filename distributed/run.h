@@ -1,6 +1,9 @@
 // Run: one process of a program from its command line to its end. It knows device, threads, mesh, run folder and log.
 // Of several processes, started by mpirun, the first prints and keeps the run folder; the others are silent.
 //
+// A run computes on a GPU if one answers, and there in bf16; otherwise on the CPU in f32. Both may change when it goes
+// on: checkpoints hold f32 masters.
+//
 //   int main(int argc, char** argv) try {
 //     Options o;
 //     Run run(argc, argv, flags(o), {.out = "runs/mamba2"});
@@ -20,7 +23,7 @@
 //   }
 #pragma once
 
-#include "adder/core/tensor.h"
+#include "adder/core/later.h"
 #include "adder/distributed/environment.h"
 #include "adder/distributed/flags.h"
 #include "adder/distributed/mesh.h"
@@ -41,7 +44,9 @@ struct RunOptions {
   std::string out = {};         // --out: the run folder. Empty: the program keeps none, and has only the next three
   int64_t seed = 1;             // --seed
   int64_t threads = 0;          // --threads; 0: the cores it may use, shared among the ranks there; or OMP_NUM_THREADS
-  std::string device = "cpu";   // --device
+  std::string device = {};      // --device, cpu or cuda; empty: a GPU if one answers
+  std::string dtype = {};       // --dtype, f32 or bf16; empty: bf16 on a GPU, f32 on the CPU
+  bool tf32 = false;            // --tf32
   bool fresh = false;           // --fresh
   std::string time_limit = {};  // --time-limit
   int64_t validate_every = 0;   // --validate-every, in steps; 0: only when the recipe does so at its end
@@ -56,10 +61,8 @@ struct RunStart {
 
 /// One thing to log: a name and a number, or a tensor of one element.
 struct Logged {
-  Logged(std::string name_, double value_) : name(std::move(name_)), value(value_) {}
-  Logged(std::string name_, const Tensor& value_) : name(std::move(name_)), value(item(value_)) {}
   std::string name;
-  double value;
+  Later value;
 };
 
 class Run {
@@ -72,7 +75,9 @@ class Run {
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
-  Device device() const { return Device::cpu; }
+  Device device() const { return options_.device == "cuda" ? Device::cuda : Device::cpu; }
+  /// What products compute in.
+  DType dtype() const { return options_.dtype == "bf16" ? DType::bf16 : DType::f32; }
   const Mesh& mesh() const { return mesh_; }
   uint64_t seed() const { return static_cast<uint64_t>(options_.seed); }
   /// --out
@@ -89,10 +94,12 @@ class Run {
   /// "Ctrl-C", "the time limit", ...; empty as long as nothing asked to stop.
   std::string stop_reason() const { return cause_ == StopCause::none ? "" : name(cause_); }
 
-  bool should_validate(int64_t step) const { return due(step, options_.validate_every); }
-  bool should_save(int64_t step) const { return due(step, options_.save_every); }
+  bool should_validate(int64_t step) { return due(step, options_.validate_every); }
+  bool should_save(int64_t step) { return due(step, options_.save_every); }
 
-  /// Writes a line of metrics.jsonl. With a value "loss" it is a training step, which moves the progress line (that
+  /// Writes a line of metrics.jsonl. What lies on a GPU is not waited for: the line is written with the next one, when
+  /// the step has long ended, or before a validation, a checkpoint, say() and the end. So the host stays one step ahead
+  /// of the GPU, and no more. With a value "loss" it is a training step, which moves the progress line (that
   /// shows "grad_norm" and "learning_rate" too) and adds "tokens_per_second" to the metrics. Without, a line of its own
   /// is printed. "loss" and "validation_loss" are drawn in loss.svg.
   void log(int64_t step, std::vector<Logged> values);
@@ -106,9 +113,11 @@ class Run {
   using Points = std::vector<std::pair<double, double>>;  // (step, value)
 
   void add_flags();
+  void choose_device();
   void set_threads();
   void open_folder();
-  static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+  bool due(int64_t step, int64_t every);
+  void write_pending();
   void log_step(int64_t step, NamedNumbers& numbers);
   void draw() const;
 
@@ -121,6 +130,8 @@ class Run {
   std::optional<Stop> stop_;          // while it lives, signals do not kill: a program without a folder has none
   StopCause cause_ = StopCause::none;
   RunStart start_;
+  std::string changes_;               // of device and dtype, since the run was saved
+  std::optional<std::pair<int64_t, std::vector<Logged>>> pending_;  // step and values of a line not written yet
   int64_t step_ = 0;
   Progress progress_;
   Pace pace_;

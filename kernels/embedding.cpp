@@ -60,6 +60,8 @@ Tensor Embedding::forward() {
         weight ? to_string(weight.shape()) : "(undefined)");
   check(tokens.defined() && tokens.dtype() == DType::i32, "Embedding: the tokens are {}, not i32",
         tokens ? name(tokens.dtype()) : "undefined");
+  check(tokens.device() == weight.device(), "Embedding: the tokens lie on {} but the weight on {}",
+        name(tokens.device()), name(weight.device()));
   tokens = contiguous(tokens);
   Tensor y(tokens.shape().plus(weight.size(1)), weight.dtype(), weight.device());
   on(y.device(), [&](auto backend) { embedding_forward(backend, tokens, with_whole_rows(weight), y); });

@@ -78,13 +78,15 @@ Tensor Matmul::forward() {
         to_string(x.shape()), to_string(weight.shape()));
   check(!bias || bias.shape() == Shape{weight.size(0)}, "Matmul: weight {} but bias {}", to_string(weight.shape()),
         bias ? to_string(bias.shape()) : "");
-  Tensor y(x.shape().with(-1, weight.size(0)), x.dtype(), x.device());
+  const DType type = wide && x.dtype() == DType::bf16 ? DType::f32 : x.dtype();
+  Tensor y(x.shape().with(-1, weight.size(0)), type, x.device());
   multiply({.a = x.matrix(), .b = weight, .c = y.matrix(), .transpose_b = true,
             .bias = bias ? to(contiguous(bias), y.dtype()) : Tensor()});
   return y;
 }
 
-void Matmul::backward(const Tensor& dy, Grads& to) const {
+void Matmul::backward(const Tensor& wide_dy, Grads& to) const {
+  const Tensor dy = adder::to(wide_dy, x.dtype());
   if (to.wants(0)) {
     const Slot dx = to.slot(0);
     multiply({.a = dy.matrix(), .b = weight, .c = dx.tensor.matrix(), .beta = dx.accumulate ? 1.0 : 0.0});

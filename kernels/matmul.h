@@ -37,7 +37,8 @@ ProductSizes sizes_of(const Product& p);
 struct Matmul {
   Tensor x;       // [..., in]
   Tensor weight;  // [out, in]
-  Tensor bias;    // [out], optional
+  Tensor bias;    // [out], optional; added in y's dtype
+  bool wide = false;  // y in f32 where x is bf16
   auto inputs() { return std::tie(x, weight, bias); }
   Tensor forward();  // [..., out]
   void backward(const Tensor& dy, Grads& to) const;

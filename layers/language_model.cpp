@@ -2,6 +2,7 @@
 
 #include "adder/autograd/recompute.h"
 #include "adder/core/error.h"
+#include "adder/core/range.h"
 #include "adder/kernels/cross_entropy.h"
 #include "adder/kernels/dropout.h"
 #include "adder/kernels/view.h"
@@ -31,8 +32,16 @@ void LanguageModelOptions::validate() const {
   mixer.validate();
 }
 
+double LanguageModelOptions::training_flops() const {
+  const Mamba2Options& m = mixer;
+  const int64_t in = 2 * m.mlp() + m.ssm() + m.conv_channels() + m.heads(), mlp = 3 * d_intermediate;
+  const int64_t block = m.d_model * (in + m.d_inner() + mlp), states = m.ssm() * m.d_state;
+  return static_cast<double>(6 * (layers * block + m.d_model * table_rows()) + 21 * layers * states);
+}
+
 Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
-    : norm(p / "norm", o.mixer.d_model, o.eps),
+    : name(p.path()),
+      norm(p / "norm", o.mixer.d_model, o.eps),
       mixer(p / "mixer", mesh, scaled(o.mixer, o)),
       dropout(o.dropout),
       mixer_key(Random(p.seed(), p.path() + "/mixer/dropout").key()),
@@ -43,17 +52,20 @@ Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, const Context& context) const {
+  const Range range(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(dropped(mixer(y, context), mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, Mamba2State& state,
                                         const Context& context) const {
+  const Range range(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(dropped(mixer(y, state, context), mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
+  const Range range(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(mixer.step(y, state), sum, {});
 }
@@ -86,21 +98,24 @@ Tensor LanguageModel::hidden(const Tensor& tokens, const Context& context) const
   return norm(x, residual)[0];
 }
 
-Tensor LanguageModel::loss(const Batch& batch, Mode mode) const {
+Tensor LanguageModel::loss(const Batch& given, Mode mode) const {
+  const Batch batch = to_device(given, device());
   const Context context{.mode = mode, .document = batch.document,
                         .position = batch.position ? clone(batch.position) : Tensor()};  // the caller's may move on
   const Tensor x = hidden(batch.tokens, context);
+  const Range range("loss");
   return apply(LinearCrossEntropy{.x = x, .weight = head, .targets = batch.targets, .scale = batch.scale,
                                   .vocabulary = options.vocabulary, .z_loss = options.z_loss});
 }
 
-Tensor LanguageModel::token_losses(const Batch& batch) const {
+Tensor LanguageModel::token_losses(const Batch& given) const {
   NoGrad none;
+  const Batch batch = to_device(given, device());
   return adder::token_losses(hidden(batch.tokens, {.document = batch.document}), head.detach(), batch.targets, options.vocabulary);
 }
 
 Tensor LanguageModel::logits(const Tensor& x) const {
-  const Tensor all = apply(Matmul{.x = x, .weight = head, .bias = {}});
+  const Tensor all = apply(Matmul{.x = x, .weight = head, .bias = {}, .wide = true});
   return apply(Split{.x = all, .sizes = {options.vocabulary, options.table_rows() - options.vocabulary}})[0];
 }
 

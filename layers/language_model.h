@@ -11,6 +11,7 @@
 #include "adder/layers/rms_norm.h"
 
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace adder::layers {
@@ -27,12 +28,16 @@ struct LanguageModelOptions {
   bool recompute = false;        // keep only the input of each block and run it again in backward
   Mamba2Options mixer = {};
 
+  /// FLOPs of one token in training, forward and backward, multiply and add counted: 6 for each weight of a product and
+  /// 21 for each channel and state of an SSD. Megatron-LM's convention; what is computed again does not count.
+  double training_flops() const;
   int64_t table_rows() const { return (vocabulary + pad_vocabulary - 1) / pad_vocabulary * pad_vocabulary; }
   void validate() const;
 };
 
 /// One residual block.
 struct Block {
+  std::string name;  // "block/3", for the profiler
   RmsNorm norm;
   Mamba2 mixer;
   std::optional<RmsNorm> mlp_norm;
@@ -60,6 +65,9 @@ struct LanguageModel {
   RmsNorm norm;
   Tensor head;  // [table_rows, d_model]: the embedding if tied
 
+  /// Where the model is: there it wants tokens and prompts, and takes batches to.
+  Device device() const { return head.device(); }
+
   LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o);
 
   /// batch.scale x the sum of the nats of its counted targets, [1]: over the micro-batches and ranks of a step these add
@@ -67,7 +75,7 @@ struct LanguageModel {
   Tensor loss(const Batch& batch, Mode mode = Mode::train) const;
   /// Nats of every target, [batch, time]; 0 where it is not counted. Not recorded.
   Tensor token_losses(const Batch& batch) const;
-  /// i32 [batch, time] -> logits [batch, time, vocabulary]. All of them at once: for short texts.
+  /// i32 [batch, time] -> logits [batch, time, vocabulary], at least f32. All of them at once: for short texts.
   Tensor forward(const Tensor& tokens, const Context& context = {}) const;
 
   // Decoding: not recorded. A state belongs to a batch of sequences of equal length.

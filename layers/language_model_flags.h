@@ -2,13 +2,18 @@
 #pragma once
 
 #include "adder/distributed/flags.h"
-#include "adder/layers/language_model.h"
+#include "adder/layers/language_model_sizes.h"
+
+#include <memory>
 
 namespace adder {
 
 inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
   layers::Mamba2Options& m = o.mixer;
   flags.group("Model");
+  const auto size = std::make_shared<std::string>();
+  flags.add("size", *size, "sets layers, d-model, d-state and head-dim; other flags change them",
+            {.choices = layers::size_names(), .may_change = true, .preset = [size, &o] { set_size(o, *size); }});
   flags.add("layers", o.layers, "blocks", {.min = 1});
   flags.add("d-model", m.d_model, "width of the residual stream", {.min = 1});
   flags.add("d-state", m.d_state, "state size N of every channel", {.min = 1});
@@ -31,6 +36,7 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
   flags.add("dt-max", m.dt_max, "upper limit of the time step", {.min = 0});
   flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel", {.min = 0, .max = 1024, .may_change = true});
   flags.add("d-intermediate", o.d_intermediate, "width of a gated MLP after every mixer; 0: none", {.min = 0});
+  flags.add("pad-vocabulary", o.pad_vocabulary, "the embedding has a multiple of so many rows", {.min = 1});
   flags.add("tied", o.tied, "the output shares the embedding");
   flags.add("eps", m.eps, "epsilon of the gated norms", {.min = 0});
   flags.add("norm-eps", o.eps, "epsilon of the other norms", {.min = 0});

@@ -13,10 +13,10 @@ namespace adder::layers {
 namespace {
 
 // Rows of in_proj. z and x are cut over ranks by heads, B and C by groups, each group held by all ranks of its heads.
-std::vector<Params::Part> in_proj_parts(const Mamba2Options& o, const Init& init, bool decay, int64_t replicas) {
+std::vector<Params::Part> in_proj_parts(const Mamba2Options& o, const Init& init, bool weight, int64_t replicas) {
   std::vector<Params::Part> parts;
   const auto add = [&](const char* name, int64_t rows, int64_t copies = 1) {
-    if (rows > 0) parts.push_back({name, rows, init, {.decay = decay, .shard_axis = 0, .replicas = copies}});
+    if (rows > 0) parts.push_back({name, rows, init, {.decay = weight, .product = weight, .shard_axis = 0, .replicas = copies}});
   };
   add("z0", o.mlp());
   add("x0", o.mlp());
@@ -143,7 +143,7 @@ Tensor Mamba2::step(const Tensor& u, const Mamba2State& state) const {
 
 Mamba2State Mamba2::zero_state(int64_t batch) const {
   const Mamba2Options& o = options;
-  return {.conv = zeros({batch, o.d_conv - 1, o.conv_channels()}, A_log.dtype(), A_log.device()),
+  return {.conv = zeros({batch, o.d_conv - 1, o.conv_channels()}, in_proj.dtype(), in_proj.device()),
           .ssm = zeros({batch, o.heads(), o.head_dim, o.d_state}, A_log.dtype(), A_log.device())};
 }
 

@@ -51,10 +51,10 @@ struct Mamba2Options {
   void validate() const;
 };
 
-/// What a sequence leaves behind, for decoding: fp32 (f64 in an f64 run) whatever the compute type.
+/// What a sequence leaves behind, for decoding.
 struct Mamba2State {
-  Tensor conv;  // [batch, d_conv - 1, conv_channels]: the last inputs of the convolution, oldest first
-  Tensor ssm;   // [batch, head, head_dim, state]
+  Tensor conv;  // [batch, d_conv - 1, conv_channels], as it computes: the last inputs of the convolution, oldest first
+  Tensor ssm;   // [batch, head, head_dim, state], at least f32
 };
 
 struct Mamba2 {

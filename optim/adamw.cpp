@@ -1,11 +1,13 @@
 #include "adder/optim/adamw.h"
 
 #include "adder/core/error.h"
+#include "adder/core/range.h"
 #include "adder/kernels/adamw.h"
 
 #include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace adder {
 namespace {
@@ -65,32 +67,48 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
         moments_.size(), params_.all().size());
   check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
   check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
+  const adder::Range range("optimizer");
   params_.settle_gradients();
   sum_over_processes();
   const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
   static_assert(AdamWControls::learning_rate == 0 && AdamWControls::max_norm == 1);
-  copy(from_host({2}, std::array{learning_rate, max_norm}, DType::f64, params_.device()), controls_.slice_first(0, 2));
+  copy(from_host({2}, std::array{learning_rate, max_norm}, DType::f64), controls_.slice_first(0, 2));
 
   std::vector<Tensor> gradients;
   for (const ParamBlock& block : params_.blocks()) gradients.push_back(block.gradients.slice_first(0, block.used));
   on(params_.device(), [&](auto backend) {
     sum_of_squares(backend, gradients, control(controls_, AdamWControls::squares));
     adamw_controls(backend, controls_);
-    for (const Range& r : ranges_)
-      adamw_update(backend, {.parameter = params_.blocks()[r.block].values.slice_first(r.begin, r.end),
+    for (const Range& r : ranges_) {
+      const ParamBlock& block = params_.blocks()[r.block];
+      adamw_update(backend, {.parameter = block.values.slice_first(r.begin, r.end),
                              .gradient = gradients[r.block].slice_first(r.begin, r.end),
                              .exp_avg = blocks_[r.block].exp_avg.slice_first(r.begin, r.end),
                              .exp_avg_sq = blocks_[r.block].exp_avg_sq.slice_first(r.begin, r.end),
-                             .rounded = {},
+                             .rounded = block.rounded ? block.rounded.slice_first(r.begin, r.end) : Tensor(),
                              .controls = controls_,
                              .beta1 = options_.beta1,
                              .beta2 = options_.beta2,
                              .epsilon = options_.eps,
                              .weight_decay = r.decay ? options_.weight_decay : 0,
                              .lr_scale = r.lr_scale});
+    }
   });
   params_.clear_gradients();
+  in_a_row_before_ = std::exchange(in_a_row_, Later(control(controls_, AdamWControls::skipped_in_a_row)));
   return clone(control(controls_, AdamWControls::norm));
+}
+
+int64_t AdamW::bytes() const {
+  int64_t sum = 0;
+  for (const Block& block : blocks_) sum += 2 * block.exp_avg.count() * size_of(block.exp_avg.dtype());
+  return sum;
+}
+
+Tensor AdamW::skipped() const { return clone(control(controls_, AdamWControls::skipped)); }
+
+int64_t AdamW::skipped_in_a_row() const {
+  return static_cast<int64_t>((in_a_row_.here() ? in_a_row_ : in_a_row_before_).value());
 }
 
 AdamW::Counts AdamW::counts() const {
@@ -106,8 +124,9 @@ void AdamW::restore(const Counts& counts) {
   const std::array values{static_cast<double>(counts.applied), static_cast<double>(counts.skipped),
                           static_cast<double>(counts.skipped_in_a_row)};
   static_assert(AdamWControls::skipped_in_a_row == AdamWControls::applied + 2);
-  copy(from_host({3}, values, DType::f64, params_.device()),
+  copy(from_host({3}, values, DType::f64),
        controls_.slice_first(AdamWControls::applied, AdamWControls::skipped_in_a_row + 1));
+  in_a_row_ = in_a_row_before_ = static_cast<double>(counts.skipped_in_a_row);
 }
 
 State AdamW::state() {

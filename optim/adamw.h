@@ -6,7 +6,7 @@
 //
 // Nothing waits for the device: the norm is a tensor, and whether it was finite is decided where it lies. One that is
 // NaN or infinite leaves weights and moments as they are, bit for bit; such steps are counted, and bias correction
-// counts only the others. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
+// counts only the others. In a bf16 run the same launch writes master and rounded copy. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
 //
 // Over several processes every one of them makes the same update: a step first sums the gradients over mesh.data and
 // mesh.sequence, whose members see other tokens. (Losses carry the factor 1 / targets of the whole step, so sums are what
@@ -16,6 +16,7 @@
 
 #include "adder/autograd/params.h"
 #include "adder/autograd/state.h"
+#include "adder/core/later.h"
 #include "adder/distributed/mesh.h"
 
 namespace adder {
@@ -51,6 +52,14 @@ class AdamW {
   };
   /// In the order of Params::all().
   const std::vector<Moments>& moments() const { return moments_; }
+  /// Memory that the moments take.
+  int64_t bytes() const;
+
+  /// Steps skipped so far, f64 [1], for the log.
+  Tensor skipped() const;
+  /// Steps skipped without one applied since. On a GPU that of the step before the last, which the host need not wait
+  /// for: the last one is still running.
+  int64_t skipped_in_a_row() const;
 
   // Reading the counts waits for the device.
   struct Counts {
@@ -58,8 +67,6 @@ class AdamW {
   };
   Counts counts() const;
   void restore(const Counts& counts);
-  int64_t skipped() const { return counts().skipped; }
-  int64_t skipped_in_a_row() const { return counts().skipped_in_a_row; }
 
  private:
   // Flat memory of neighbours that are updated alike.
@@ -83,6 +90,7 @@ class AdamW {
   std::vector<Range> ranges_;
   std::vector<Moments> moments_;
   Tensor controls_;  // f64 [AdamWControls::size]
+  Later in_a_row_ = 0, in_a_row_before_ = 0;  // skipped, after the last step and after the one before
 };
 
 }  // namespace adder

@@ -181,12 +181,12 @@ void show_collectives(Run& run) {
 
 int main(int argc, char** argv) try {
   Run run(argc, argv, Flags("Looks at the processes of a run: hosts, cores, threads, speed of memory, products and collectives, and what is wrong.",
-                            "./adder -n 4 doctor"));
+                            "./adder -n 4 doctor"), {.device = "cpu"});
   const Communicator& world = run.mesh().world;
   std::vector<Rank> ranks;
   for (const std::string& text : world.exchange(examine(world).text())) ranks.push_back(Rank::parse(text));
-  run.say(fmt::format("adder {}, {}; {} rank{}, computing on {}", ranks[0].build, ranks[0].mpi, world.size(), world.size() > 1 ? "s" : "",
-                      name(run.device())));
+  run.say(fmt::format("adder {}, {}; {} rank{}; {}", ranks[0].build, ranks[0].mpi, world.size(), world.size() > 1 ? "s" : "",
+                      gpu_count() > 0 ? fmt::format("{} GPU{}: {}", gpu_count(), gpu_count() > 1 ? "s" : "", describe_gpu()) : "no GPU answers"));
   run.say(fmt::format("\n{:>5}  {:<20}  {:<14}  {:>7}  {:>11}  {:>13}  {}", "rank", "host", "cores", "threads", "memory GB/s", "SGEMM GFLOP/s", "processor"));
   for (size_t r = 0; r < ranks.size(); ++r)
     run.say(fmt::format("{:>5}  {:<20}  {:<14}  {:>7}  {:>11.1f}  {:>13.1f}  {}", r, ranks[r].host, fmt::format("{} ({})", ranks[r].cores, ranks[r].affinity),

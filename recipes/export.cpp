@@ -36,12 +36,12 @@ layers::LanguageModelOptions model_options(const SavedRun& saved) {
 int main(int argc, char** argv) try {
   using hugging_face::Form;
   Options o;
-  Run run(argc, argv, flags(o));
+  Run run(argc, argv, flags(o), {.device = "cpu"});
   const SavedRun saved = saved_run(o.run);
   Params params(run.device());
   const layers::LanguageModel model(params, run.mesh(), model_options(saved));
   const int64_t step = restore(saved.folder, {state(params)}).value();
-  hugging_face::write(o.out, model, o.form == "transformers" ? Form::transformers : Form::state_spaces);
+  hugging_face::write(o.out, params, model, o.form == "transformers" ? Form::transformers : Form::state_spaces);
   run.say(fmt::format("{}: {} at step {}, {} parameters", o.out, saved.folder, step, params.count()));
 } catch (...) {
   return exit_status();

@@ -92,7 +92,7 @@ int main(int argc, char** argv) try {
   o.sampler.validate();
 
   const SavedRun saved = saved_run(run_folder(o));
-  Params params(run.device());
+  Params params(run.device(), {.compute = run.dtype()});
   const layers::LanguageModel model(params, run.mesh(), model_options(saved));
   const int64_t step = restore(saved.folder, {state(params)}).value();
 

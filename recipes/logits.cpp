@@ -22,7 +22,7 @@ struct Options {
 
 Flags flags(Options& o) {
   Flags flags("Runs a Mamba-2 checkpoint (config.json and model.safetensors, of Hugging Face transformers or of the "
-              "authors) over sequences of token ids, in fp32. Sequence N, the first being 0, gives the dataset "
+              "authors) over sequences of token ids, in fp32 unless told otherwise. Sequence N, the first being 0, gives the dataset "
               "/logits/N, [token, vocabulary].",
               "logits --model ~/mamba2-130m --tokens ids.txt --out logits.h5");
   flags.add("model", o.model, "folder of the checkpoint", {.required = true});
@@ -60,13 +60,13 @@ std::vector<std::vector<int32_t>> read_sequences(const std::string& path, int64_
 
 int main(int argc, char** argv) try {
   Options o;
-  Run run(argc, argv, flags(o));
+  Run run(argc, argv, flags(o), {.dtype = "f32"});
   layers::LanguageModelOptions options = hugging_face::read_options(o.model);
   if (o.norm_groups > 0) options.mixer.norm_groups = o.norm_groups;
   const auto sequences = read_sequences(o.tokens, options.vocabulary);
-  Params params(run.device());
+  Params params(run.device(), {.compute = run.dtype()});
   const layers::LanguageModel model(params, run.mesh(), options);
-  hugging_face::read_weights(o.model, model);
+  hugging_face::read_weights(o.model, params, model);
 
   NoGrad none;
   TensorFileWriter file(o.out + ".partial");

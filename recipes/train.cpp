@@ -9,6 +9,7 @@
 #include "adder/layers/language_model_flags.h"
 #include "adder/optim/adamw.h"
 #include "adder/optim/schedule.h"
+#include "adder/optim/training_memory.h"
 #include "adder/recipes/corpus.h"
 #include "adder/recipes/validation.h"
 
@@ -75,7 +76,7 @@ int main(int argc, char** argv) try {
   const ByteTokenizer tokenizer;
   o.model.vocabulary = tokenizer.vocabulary();
 
-  Params params(run.device(), {.seed = run.seed()});
+  Params params(run.device(), {.seed = run.seed(), .compute = run.dtype()});
   const LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, run.mesh(), {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
   TokenFile data(corpus.train, run.mesh(), {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
@@ -92,7 +93,7 @@ int main(int argc, char** argv) try {
     for (const Batch& batch : data.next()) loss += backward(model.loss(batch));
     run.mesh().data.all_reduce(loss);
     const Tensor norm = optimizer.step(learning_rate, {.clip = o.clip});
-    run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", static_cast<double>(optimizer.skipped())}});
+    run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", optimizer.skipped()}});
     check(optimizer.skipped_in_a_row() < 10, "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
     if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
@@ -101,6 +102,7 @@ int main(int argc, char** argv) try {
   checkpoint.save(data.step());
 
   if (data.step() == o.steps) {  // to the end, not stopped
+    run.log(data.step(), training_memory(params, optimizer));
     run.say("validating on all held-out text");
     held_out.tokens = 0;  // all
     const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);
@@ -110,7 +112,7 @@ int main(int argc, char** argv) try {
     const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
     run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})", v.nats_per_byte,
                         v.nats_per_byte / std::numbers::ln2, counts));
-    const auto page = layers::generate(model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}),
+    const auto page = layers::generate(model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device()),
                                        {.tokens = 1500, .end = tokenizer.end_of_document(), .sampler = {.temperature = 0.8, .seed = run.seed()}});
     Utf8Stream text;
     run.say("\nA text by the model, from its first byte:\n" + text.add(tokenizer.decode(page[0])) + text.finish() + "\n");

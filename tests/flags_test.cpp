@@ -184,3 +184,26 @@ TEST_CASE("flags: a double survives JSON exactly") {
     CHECK(f.differences(f.to_json()).empty());
   }
 }
+
+TEST_CASE("flags: a preset gives other flags their defaults, wherever it stands, and is checked like any other") {
+  int64_t layers = 1, width = 1;
+  std::string size;
+  const auto parsed_with = [&](std::vector<const char*> words) {
+    layers = width = 1;
+    Flags f("Trains a model.");
+    f.add("layers", layers, "blocks");
+    f.add("width", width, "channels");
+    f.add("size", size, "both", {.choices = {"small", "large"}, .may_change = true, .preset = [&] {
+            layers = width = size == "small" ? 10 : 20;
+          }});
+    parse(f, std::move(words));
+    return std::pair(layers, width);
+  };
+  CHECK(parsed_with({}) == std::pair<int64_t, int64_t>(1, 1));
+  CHECK(parsed_with({"--size", "large"}) == std::pair<int64_t, int64_t>(20, 20));
+  CHECK(parsed_with({"--layers", "3", "--size", "small"}) == std::pair<int64_t, int64_t>(3, 10));
+  const File config("layers = 4\nsize = \"small\"\n");
+  CHECK(parsed_with({"--config", config.path.c_str(), "--width", "5"}) == std::pair<int64_t, int64_t>(4, 5));
+  CHECK(parsed_with({"--config", config.path.c_str(), "--size", "large"}) == std::pair<int64_t, int64_t>(4, 20));
+  CHECK_THROWS_WITH(parsed_with({"--size", "huge"}), "--size is \"huge\", but must be small or large");
+}

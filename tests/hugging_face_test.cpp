@@ -41,9 +41,11 @@ struct Built {
 
 Built read(const std::string& folder, DType type = DType::f32) {
   Built b(hugging_face::read_options(folder), type);
-  hugging_face::read_weights(folder, b.model);
+  hugging_face::read_weights(folder, b.params, b.model);
   return b;
 }
+
+void write(const std::string& folder, const Built& b, Form form) { hugging_face::write(folder, b.params, b.model, form); }
 
 double largest(const std::vector<double>& x) {
   double most = 0;
@@ -93,7 +95,7 @@ TEST_CASE("hugging face: norm_groups 1 gives the logits of transformers before 5
   for (const int64_t norm_groups : {0, 1}) {
     o.mixer.norm_groups = norm_groups;
     const Built b(o);
-    hugging_face::read_weights(fixtures + "ungrouped_norm", b.model);
+    hugging_face::read_weights(fixtures + "ungrouped_norm", b.params, b.model);
     const double error = error_on(b.model, "ungrouped_norm");
     CAPTURE(norm_groups, error);
     CHECK((error < 5e-6) == (norm_groups == 1));
@@ -104,7 +106,7 @@ TEST_CASE("hugging face: a fixture that is written again holds the same tensors,
   for (const std::string name : {"tied", "groups_2", "groups_4_biases", "plain_conv"}) {
     CAPTURE(name);
     const TemporaryFolder folder;
-    hugging_face::write(folder / "copy", read(fixtures + name).model, Form::transformers);
+    write(folder / "copy", read(fixtures + name), Form::transformers);
     const SafetensorsFile was(fixtures + name + "/model.safetensors"), is(folder / "copy/model.safetensors");
     REQUIRE(is.tensors().size() == was.tensors().size());
     for (const auto& [tensor, entry] : was.tensors()) CHECK(bitwise_equal(is.read(tensor), was.read(tensor)));
@@ -156,7 +158,7 @@ TEST_CASE("hugging face: the authors' form means their formulas") {
     const TemporaryFolder folder;
     const Built b(o);
     b.disturb();
-    hugging_face::write(folder / "m", b.model, Form::state_spaces);
+    write(folder / "m", b, Form::state_spaces);
     const Built c = read(folder / "m", DType::f64);
     const SafetensorsFile file(folder / "m/model.safetensors");
     const auto ours = to_host(c.model.forward(from_host({1, 11}, tokens)));
@@ -171,13 +173,13 @@ TEST_CASE("hugging face: both forms give back every parameter, bit for bit") {
     const TemporaryFolder folder;
     const Built b(o);
     b.disturb();
-    hugging_face::write(folder / "m", b.model, form);
+    write(folder / "m", b, form);
     const Built c = read(folder / "m");
     check_same_parameters(b, c);
     CHECK(hugging_face::config(c.model.options, form) == file_bytes(folder / "m/config.json"));
-    hugging_face::write(folder / "again", c.model, form);
+    write(folder / "again", c, form);
     CHECK(file_bytes(folder / "m/model.safetensors") == file_bytes(folder / "again/model.safetensors"));
-    CHECK_THROWS_WITH(hugging_face::write(folder / "m", c.model, form),
+    CHECK_THROWS_WITH(write(folder / "m", c, form),
                       ContainsSubstring("config.json: is there already"));
   };
   for (const LanguageModelOptions& o : state_spaces_models()) check_form(o, Form::state_spaces);
@@ -195,7 +197,7 @@ TEST_CASE("hugging face: both forms give back every parameter, bit for bit") {
 TEST_CASE("hugging face: what a form cannot say is not written") {
   const TemporaryFolder folder;
   const auto refused = [&](LanguageModelOptions o, Form form, const std::string& why) {
-    CHECK_THROWS_WITH(hugging_face::write(folder / "m", Built(o).model, form), ContainsSubstring(why));
+    CHECK_THROWS_WITH(write(folder / "m", Built(o), form), ContainsSubstring(why));
     CHECK(!std::filesystem::exists(folder / "m"));
   };
   const auto models = state_spaces_models();
@@ -278,13 +280,13 @@ TEST_CASE("hugging face: a model that cannot be built is refused, and the field 
 TEST_CASE("hugging face: weights that do not fit are refused, and the tensor named") {
   const TemporaryFolder folder;
   const Built b(tiny());
-  hugging_face::write(folder / "m", b.model, Form::transformers);
+  write(folder / "m", b, Form::transformers);
   const SafetensorsFile file(folder / "m/model.safetensors");
   std::vector<NamedTensor> whole;
   for (const auto& [name, entry] : file.tensors()) whole.push_back({name, entry.shape, file.read(name)});
   const auto refused = [&](const std::vector<NamedTensor>& tensors, const std::string& why) {
     write_safetensors(folder / "m/model.safetensors", tensors);
-    CHECK_THROWS_WITH(hugging_face::read_weights(folder / "m", b.model),
+    CHECK_THROWS_WITH(hugging_face::read_weights(folder / "m", b.params, b.model),
                       ContainsSubstring("model.safetensors: ") && ContainsSubstring(why));
   };
   auto tensors = whole;
@@ -303,7 +305,7 @@ TEST_CASE("hugging face: weights that do not fit are refused, and the tensor nam
   refused(tensors, "lm_head.weight is not backbone.embeddings.weight");
   tensors.back().tensor = file.read("backbone.embeddings.weight");
   write_safetensors(folder / "m/model.safetensors", tensors);
-  CHECK_NOTHROW(hugging_face::read_weights(folder / "m", b.model));
+  CHECK_NOTHROW(hugging_face::read_weights(folder / "m", b.params, b.model));
   CHECK_THROWS_WITH(hugging_face::read_options(folder.path()), ContainsSubstring("config.json: cannot be read"));
 }
 
@@ -311,7 +313,7 @@ TEST_CASE("hugging face: weights in several files are read by their index") {
   const TemporaryFolder folder;
   const Built b(tiny());
   b.disturb();
-  hugging_face::write(folder / "m", b.model, Form::state_spaces);
+  write(folder / "m", b, Form::state_spaces);
   std::vector<NamedTensor> parts[2];
   std::string map;
   {

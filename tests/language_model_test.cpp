@@ -1,11 +1,14 @@
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
-#include "adder/layers/language_model.h"
+#include "adder/layers/language_model_flags.h"
 
 #include "catch.h"
 
+#include <array>
 #include <cmath>
+#include <map>
+#include <string>
 
 using namespace adder;
 using layers::LanguageModel;
@@ -171,4 +174,24 @@ TEST_CASE("language model: names and sizes of the parameters") {
   for (const Param& p : params.all()) decayed += p.options.decay;
   CHECK(decayed == 1 + 2 * (5 + 3 + 1));  // the table; in_proj's and the convolution's parts, out_proj
   CHECK_THROWS_AS(LanguageModel(Params(Device::cpu), Mesh{}, LanguageModelOptions{.layers = 0}), Error);
+}
+
+TEST_CASE("language model: sizes by name, their FLOPs, and flags that change a part of one") {
+  // GFLOP a token by the formula of Megatron-LM, to the digits given.
+  for (const auto& [name, expected] : std::map<std::string, double>{
+           {"130m", 0.87}, {"370m", 2.47}, {"780m", 5.07}, {"1.3b", 8.58}, {"2.7b", 17.08}}) {
+    LanguageModelOptions o;
+    set_size(o, name);
+    CHECK(o.table_rows() == 50288);
+    CHECK(o.training_flops() / 1e9 == Approx(expected).margin(0.0051));
+  }
+  LanguageModelOptions o{.dropout = 0.5};
+  Flags flags("");
+  add_flags(flags, o);
+  const std::array words{"train", "--layers", "3", "--size", "130m"};
+  flags.parse(static_cast<int>(words.size()), words.data());
+  CHECK(o.layers == 3);
+  CHECK(o.mixer.d_model == 768);
+  CHECK(o.dropout == 0.5);
+  CHECK_THROWS_WITH(set_size(o, "131m"), "LanguageModel: there is no size 131m");
 }

@@ -88,6 +88,54 @@ TEST_CASE("params: gradients that never arrived are settled as zero") {
   CHECK(to_host(p.all()[0].gradient) == std::vector<double>{5, 5});
 }
 
+TEST_CASE("params: in a bf16 run the weights of products are read as rounded copies, and all else as it is") {
+  Params f32(Device::cpu), p(Device::cpu, {.compute = DType::bf16});
+  const auto fill_with = [](Params& to) {
+    return std::vector{to.create("norm", {5}, init::normal(1), {.decay = false}),
+                       to.create("weight", {3, 7}, init::normal(1), {.product = true}),
+                       to.create_packed("in_proj", 7, {{"x", 4, init::normal(1), {.product = true}},
+                                                       {"dt", 2, init::normal(1), {.product = true}}})};
+  };
+  const auto masters = fill_with(f32), leaves = fill_with(p);
+  const ParamBlock& block = p.blocks()[0];
+  CHECK(block.rounded.dtype() == DType::bf16);
+  CHECK(block.rounded.count() == block.values.count());
+  CHECK(bitwise_equal(block.rounded, to(block.values, DType::bf16)));
+  CHECK(leaves[0].same_storage(block.values));
+  for (size_t i : {1, 2}) {
+    CHECK(leaves[i].same_storage(block.rounded));
+    CHECK(bitwise_equal(leaves[i].detach(), to(masters[i].detach(), DType::bf16)));
+    CHECK(bitwise_equal(p.master(leaves[i]), masters[i].detach()));
+    CHECK(p.master(leaves[i].slice_first(1, 2)).address() == p.master(leaves[i]).slice_first(1, 2).address());
+  }
+  CHECK(p.master(leaves[0]).address() == leaves[0].address());
+  CHECK(p.all()[2].value.dtype() == DType::f32);
+
+  fill(p.all()[1].value, 1 + 0x1p-10);  // halfway from 1 to nowhere: rounds to 1
+  CHECK(to_host(leaves[1]) != std::vector<double>(21, 1));
+  p.round();
+  CHECK(to_host(leaves[1]) == std::vector<double>(21, 1));
+  CHECK(to_host(p.master(leaves[1])) == std::vector<double>(21, 1 + 0x1p-10));
+}
+
+TEST_CASE("params: gradients of a rounded copy are collected in f32, where those of the master lie") {
+  Params p(Device::cpu, {.compute = DType::bf16});
+  const Tensor w = p.create("weight", {2, 2}, init::constant(1), {.product = true});
+  const Tensor one = full({2, 2}, 1, DType::bf16);
+  backward({&w, 1}, {&one, 1});
+  REQUIRE(gradient(w).dtype() == DType::f32);
+  CHECK(gradient(w).address() == p.all()[0].gradient.address());
+  CHECK(to_host(p.all()[0].gradient) == std::vector<double>(4, 1));
+}
+
+TEST_CASE("params: computing in another dtype than bf16 or the masters', and half-rounded packs, are refused") {
+  CHECK_THROWS_WITH(Params(Device::cpu, {.dtype = DType::f64, .compute = DType::bf16}),
+                    "Params: masters in f64 cannot be computed with in bf16");
+  Params p(Device::cpu);
+  CHECK_THROWS_WITH(p.create_packed("m", 2, {{"a", 1, init::constant(0), {.product = true}}, {"b", 1, init::constant(0)}}),
+                    "m: some parts are weights of a product, and some are not");
+}
+
 TEST_CASE("shape: more elements than 64 bits can count are refused") {
   CHECK_THROWS_WITH((Shape{int64_t{1} << 40, int64_t{1} << 40}), ContainsSubstring("is too large"));
 }

@@ -219,6 +219,30 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
   });
 }
 
+TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot be is refused") {
+  Program program;
+  const bool gpu = gpu_count() > 0;
+  CHECK(program.run("")->device() == (gpu ? Device::cuda : Device::cpu));
+  CHECK(program.run("")->dtype() == (gpu ? DType::bf16 : DType::f32));
+  CHECK(program.run("", {"--device", "cpu"})->dtype() == DType::f32);
+  CHECK_THROWS_WITH(program.run("", {"--device", "cpu", "--dtype", "bf16"}),
+                    "--dtype bf16 needs a GPU: the CPU computes in f32");
+  if (gpu) return;
+  CHECK_THROWS_WITH(program.run("", {"--device", "cuda"}), ContainsSubstring(built_with_cuda ? "no GPU answers" : "without CUDA"));
+}
+
+TEST_CASE("run: going on with another device or dtype is allowed and said") {
+  const Folder folder;
+  fs::create_directories(folder.path + "/checkpoints/step_4");
+  std::ofstream(folder.path + "/run.json") << R"({"recipe": "train", "options": {"device": "cuda", "dtype": "bf16"}})";
+  const std::string text = printed([&] {
+    Program program;
+    program.run(folder.path, {"--device", "cpu"})->start({.step = 4, .steps = 10});
+  });
+  CHECK_THAT(text, ContainsSubstring("going on from step 4 in " + folder.path +
+                                     ", with --device cpu instead of cuda, with --dtype f32 instead of bf16\n"));
+}
+
 TEST_CASE("run: a folder of another recipe, a damaged run.json and a file in the way are refused") {
   const Folder folder;
   Program program;

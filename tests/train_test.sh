@@ -28,9 +28,9 @@ refuses() {
   [[ $(grep -c '^error: ' err.log) == 1 ]] || fault "not one error line: $(cat err.log)"
 }
 
-# What a run computed: metrics without times, and the last checkpoint's bytes.
+# What a run computed: metrics without times and memory, and the last checkpoint's bytes.
 computed() {
-  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl"
+  sed -E 's/"(time|tokens_per_second|memory[^"]*)":[^,}]*,?//g' "$1/metrics.jsonl"
   sha256sum "$1"/checkpoints/step_00000040/rank_0000.h5 | cut -d' ' -f1
 }
 

@@ -12,7 +12,7 @@ int main(int argc, char** argv) try {
   std::string how = "well";
   Flags flags("Ends in one way or another.");
   flags.add("how", how, "the way", {.choices = {"well", "throw", "throw-all", "die", "wait"}});
-  Run run(argc, argv, std::move(flags), {.out = "run"});
+  Run run(argc, argv, std::move(flags), {.out = "run", .device = "cpu"});
   const Communicator& world = run.mesh().world;
   run.start({.steps = 1000});
   const Tensor x = full({1000}, 1);
