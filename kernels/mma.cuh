@@ -12,8 +12,8 @@ namespace adder::mma {
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % 32); }
 
 /// A row-major tile of bf16, 64 or 128 columns wide. The 16-byte pieces of a row are exchanged by the row's number, so
-/// that the same piece of eight rows lies in different banks. Columns of operands are multiples of 16, and are put together
-/// with | where + would do: an exclusive or of constants costs the address no instruction.
+/// that the same piece of eight rows lies in different banks. Columns of operands are multiples of 16, and are put
+/// together with | where + would do: an exclusive or of constants costs the address no instruction.
 template <int columns>
 struct Tile {
   bf16* data;
@@ -102,10 +102,12 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 /// Waits for this thread's copies; a barrier makes them visible to the others.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-/// The first `rows` rows of `width` elements, `stride` apart, into a tile of 64 rows; zeros around them. By all threads.
+/// The first `rows` rows of `width` elements, `stride` apart, into a tile of 64 rows; zeros around them. By all
+/// threads.
 template <int threads, int columns>
 __device__ void copy_tile_async(Tile<columns> to, const bf16* from, int64_t stride, int rows, int width) {
-  constexpr int pieces = columns / 8, step = threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
+  constexpr int pieces = columns / 8,
+                step = threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
   static_assert(threads % pieces == 0 && step % 8 == 0 && 64 % step == 0);
   const int row = static_cast<int>(threadIdx.x) / pieces, column = static_cast<int>(threadIdx.x) % pieces * 8;
   bf16* target = to.at(row, column);

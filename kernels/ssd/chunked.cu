@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Ele
 }
 
 // Σ over the first axis of f32 parts, rounded: [parts, elements] -> [elements].
-__global__ void __launch_bounds__(threads) sum_parts(const float* parts, int64_t count, int64_t elements, Elements<bf16> to) {
+__global__ void __launch_bounds__(threads)
+    sum_parts(const float* parts, int64_t count, int64_t elements, Elements<bf16> to) {
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x;
   if (i >= elements) return;
   float sum = 0;
@@ -62,24 +63,45 @@ void backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, 
   const Tensor dA({chunks, p.heads}, DType::f32, Device::cuda), dbias = empty_like(dA);
   const Tensor dD = to.D ? Tensor({chunks, p.heads * (per_channel ? p.P : 1)}, DType::f32, Device::cuda) : Tensor();
   const Shape in_parts{splits, p.batch * p.time * p.groups * p.N};
-  const Tensor dB = splits > 1 ? Tensor(in_parts, DType::f32, Device::cuda) : Tensor(), dC = dB ? empty_like(dB) : Tensor();
+  const Tensor dB = splits > 1 ? Tensor(in_parts, DType::f32, Device::cuda) : Tensor(),
+               dC = dB ? empty_like(dB) : Tensor();
   const auto stride = [](const Tensor& t) { return t.stride(t.size(2) * t.size(3)); };
-  launch_gradients(on, {.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .dy = Tokens(dy),
-                        .S = S.data<bf16>(), .G = G.data<bf16>(), .dt = op.dt.data<bf16>(), .stride_dt = op.dt.stride(p.heads),
-                        .A_log = op.A_log.data<float>(), .bias = floats(op.dt_bias), .D = floats(op.D),
-                        .D_per_channel = per_channel, .step = TimeStep(op),
-                        .dx = to.x.data<bf16>(), .dB = to.B.data<bf16>(), .dC = to.C.data<bf16>(), .ddt = to.dt.data<bf16>(),
-                        .stride_dx = stride(to.x), .stride_dB = stride(to.B), .stride_dC = stride(to.C),
-                        .stride_ddt = to.dt.stride(p.heads), .dB_parts = dB ? dB.data<float>() : nullptr,
-                        .dC_parts = dC ? dC.data<float>() : nullptr, .dA_log = dA.data<float>(), .dbias = dbias.data<float>(),
-                        .dD = dD ? dD.data<float>() : nullptr, .splits = splits});
+  launch_gradients(on, {.p = p,
+                        .x = Tokens(op.x),
+                        .B = Tokens(op.B),
+                        .C = Tokens(op.C),
+                        .dy = Tokens(dy),
+                        .S = S.data<bf16>(),
+                        .G = G.data<bf16>(),
+                        .dt = op.dt.data<bf16>(),
+                        .stride_dt = op.dt.stride(p.heads),
+                        .A_log = op.A_log.data<float>(),
+                        .bias = floats(op.dt_bias),
+                        .D = floats(op.D),
+                        .D_per_channel = per_channel,
+                        .step = TimeStep(op),
+                        .dx = to.x.data<bf16>(),
+                        .dB = to.B.data<bf16>(),
+                        .dC = to.C.data<bf16>(),
+                        .ddt = to.dt.data<bf16>(),
+                        .stride_dx = stride(to.x),
+                        .stride_dB = stride(to.B),
+                        .stride_dC = stride(to.C),
+                        .stride_ddt = to.dt.stride(p.heads),
+                        .dB_parts = dB ? dB.data<float>() : nullptr,
+                        .dC_parts = dC ? dC.data<float>() : nullptr,
+                        .dA_log = dA.data<float>(),
+                        .dbias = dbias.data<float>(),
+                        .dD = dD ? dD.data<float>() : nullptr,
+                        .splits = splits});
 
   sum_rows(on, dA, to.A_log, false);
   if (to.dt_bias) sum_rows(on, dbias, to.dt_bias, false);
   if (dD) sum_rows(on, dD, to.D.reshape({to.D.count()}), false);
   for (const auto& [parts, sum] : {std::pair(dB, to.B), std::pair(dC, to.C)})
     if (parts)
-      launch(sum_parts, blocks(sum.count(), threads), threads, 0, on, floats(parts), splits, sum.count(), Elements<bf16>(sum));
+      launch(sum_parts, blocks(sum.count(), threads), threads, 0, on, floats(parts), splits, sum.count(),
+             Elements<bf16>(sum));
 }
 
 }  // namespace adder::ssd::chunked

@@ -31,7 +31,8 @@ __device__ inline float power_of_2(float x) {
 /// Δ, cs and documents of a whole problem.
 struct Decays {
   Tensor delta, sum;  // f32 [batch, chunk, head, Q]: Δ_t; cs_t log2(e) from the start of the chunk, this token included
-  Tensor start;       // i32 [batch, time]: the first token of this one's document, -1 for a row's first document; or undefined
+  Tensor
+      start;  // i32 [batch, time]: the first token of this one's document, -1 for a row's first document; or undefined
   Decays(Cuda on, const Ssd& op);
 };
 
@@ -46,7 +47,9 @@ struct Problem {
   __host__ __device__ int64_t heads_per_group() const { return heads / groups; }
   __device__ int tokens_of(int64_t chunk) const { return static_cast<int>(min(int64_t{Q}, time - chunk * Q)); }
   /// Where Δ and cs of a chunk and head begin.
-  __device__ int64_t decays_at(int64_t b, int64_t chunk, int64_t head) const { return ((b * chunks + chunk) * heads + head) * Q; }
+  __device__ int64_t decays_at(int64_t b, int64_t chunk, int64_t head) const {
+    return ((b * chunks + chunk) * heads + head) * Q;
+  }
   /// The document of token i of a chunk; tokens behind the last one belong to its document.
   __device__ int document(int64_t b, int64_t chunk, int i) const {
     return start == nullptr ? -1 : start[b * time + min(chunk * Q + i, time - 1)];
@@ -66,9 +69,10 @@ struct Tokens {
 Tensor state_tiles(const Problem& p);
 inline int N_tile(const Problem& p) { return p.N <= 64 ? 64 : 128; }
 
-/// S from chunk to chunk, forward in time, or its gradient, backward. Where `states` is defined, each chunk gets the state
-/// that enters it (forward) or the gradient of the state that leaves it (backward).
-///   forward:  S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ          backward: dS = e^{cs_Q} dS' + Σ_i e^{cs_i} dy_i C_iᵀ
+/// S from chunk to chunk, forward in time, or its gradient, backward. Where `states` is defined, each chunk gets the
+/// state that enters it (forward) or the gradient of the state that leaves it (backward).
+///   forward:  S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ          backward: dS = e^{cs_Q} dS' + Σ_i e^{cs_i}
+///   dy_i C_iᵀ
 struct Sweep {
   Tensor x, B;        // x and B; backward: dy and C
   Tensor begin = {};  // f32 [batch, head, P, N]: initial_state, or the gradient of the final one; undefined: zero

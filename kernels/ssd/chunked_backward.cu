@@ -51,15 +51,16 @@ __device__ float row_sum(float x) {
   return x + __shfl_xor_sync(all_lanes, x, 2);
 }
 
-// Eight columns of a lane, numbered x[2 tile + odd], summed over the eight lanes that hold them: each lane gets one sum.
-// Of two lanes that exchange, each hands over the half that the other keeps.
+// Eight columns of a lane, numbered x[2 tile + odd], summed over the eight lanes that hold them: each lane gets one
+// sum. Of two lanes that exchange, each hands over the half that the other keeps.
 __device__ float column_sum(const float (&x)[8]) {
   const bool far = lane() & 16, middle = lane() & 8, near = lane() & 4;
   float y[4], z[2];
 #pragma unroll
   for (int i = 0; i < 4; ++i) y[i] = (far ? x[i + 4] : x[i]) + __shfl_xor_sync(all_lanes, far ? x[i] : x[i + 4], 16);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) z[i] = (middle ? y[i + 2] : y[i]) + __shfl_xor_sync(all_lanes, middle ? y[i] : y[i + 2], 8);
+  for (int i = 0; i < 2; ++i)
+    z[i] = (middle ? y[i + 2] : y[i]) + __shfl_xor_sync(all_lanes, middle ? y[i] : y[i + 2], 8);
   return (near ? z[1] : z[0]) + __shfl_xor_sync(all_lanes, near ? z[0] : z[1], 4);
 }
 // The column, of the warp's 32, whose sum that is.
@@ -79,8 +80,16 @@ struct Warp {
   bool enters[2], leaves[2];
 
   __device__ Warp(const Gradients& a_, Shared<N_tile>& shared_, int64_t begin)
-      : a(a_), shared(shared_), row(static_cast<int>(threadIdx.x / 64) * 16), half(static_cast<int>(threadIdx.x / 32 % 2)),
-        CB{}, dCB{}, dB{}, dC{}, r{row + lane() / 4, row + lane() / 4 + 8}, q(lane() % 4 * 2) {
+      : a(a_),
+        shared(shared_),
+        row(static_cast<int>(threadIdx.x / 64) * 16),
+        half(static_cast<int>(threadIdx.x / 32 % 2)),
+        CB{},
+        dCB{},
+        dB{},
+        dC{},
+        r{row + lane() / 4, row + lane() / 4 + 8},
+        q(lane() % 4 * 2) {
     for (int i = 0; i < 2; ++i) {
       document[i] = shared.document[r[i]];
       enters[i] = document[i] < begin;
@@ -100,8 +109,8 @@ struct Warp {
   }
 
   // Step 1. A block of 16 x 16 above the diagonal is nothing.
-  __device__ void scores(const Left (&dy)[4], const typename Shared<N_tile>::Stage& s, const float* delta, const float* sum,
-                         Parts& parts) {
+  __device__ void scores(const Left (&dy)[4], const typename Shared<N_tile>::Stage& s, const float* delta,
+                         const float* sum, Parts& parts) {
     const Tile<P_tile> x{const_cast<bf16*>(s.x)};
     const Tile<Q> to{shared.scores};
     const float cs[2] = {sum[r[0]], sum[r[1]]};
@@ -147,8 +156,8 @@ struct Warp {
   }
 
   // Step 2, for tokens j of its rows and its half of P.
-  __device__ void inputs(const typename Shared<N_tile>::Stage& s, const float (&to_end)[2], const float (&delta)[2], int64_t h,
-                         Parts& parts) const {
+  __device__ void inputs(const typename Shared<N_tile>::Stage& s, const float (&to_end)[2], const float (&delta)[2],
+                         int64_t h, Parts& parts) const {
     const Tile<P_tile> x{const_cast<bf16*>(s.x)}, dy{const_cast<bf16*>(s.dy)}, out{shared.dx};
     const Tile<N_tile> G{const_cast<bf16*>(s.G)}, B{shared.B};
     const Tile<Q> M{shared.scores};
@@ -241,7 +250,8 @@ struct Warp {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float2 w = load_pair(other.at(r[i], first | u * 8 | q));
-          const float y0 = times<documents>(factor[i], product[u][2 * i]), y1 = times<documents>(factor[i], product[u][2 * i + 1]);
+          const float y0 = times<documents>(factor[i], product[u][2 * i]),
+                      y1 = times<documents>(factor[i], product[u][2 * i + 1]);
           gradient[t + u][2 * i] += y0;
           gradient[t + u][2 * i + 1] += y1;
           dot[i] += y0 * w.x + y1 * w.y;
@@ -267,7 +277,9 @@ struct Warp {
       multiply_add(product[1], l, g, 1);
     }
     const int r = lane() / 4;
-    const float sum = warp_sum(r == q ? product[0][0] + product[1][2] : r == q + 1 ? product[0][1] + product[1][3] : 0.0f);
+    const float sum = warp_sum(r == q       ? product[0][0] + product[1][2]
+                               : r == q + 1 ? product[0][1] + product[1][3]
+                                            : 0.0f);
     if (lane() == 0) parts.states[threadIdx.x / 32] = sum;
   }
 
@@ -297,29 +309,39 @@ struct Warp {
     states_dot(s, parts);
   }
 
-  // dC += d(C Bᵀ) B and dB += d(C Bᵀ)ᵀ C.
+  // dC += d(C Bᵀ) B and dB += d(C Bᵀ)ᵀ C, with d(C Bᵀ) as a sum of two bf16: rounded, and what that left.
   __device__ void through_products() {
     const Tile<Q> T{shared.scores};
+    for (int part = 0; part < 2; ++part) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float *x = dCB[t] + 2 * i;
+          const uint32_t both = pack(x[0], x[1]);
+          *reinterpret_cast<uint32_t*>(T.at(r[i], half * 32 | t * 8 | q)) = both;
+          x[0] -= unpack(both).x;
+          x[1] -= unpack(both).y;
+        }
+      __syncthreads();
+      add_products(T);
+      __syncthreads();
+    }
+  }
+  __device__ void add_products(Tile<Q> T) {
     const Tile<N_tile> B{shared.B}, C{shared.C};
 #pragma unroll
-    for (int t = 0; t < 4; ++t)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        store_pair(T.at(r[i], half * 32 | t * 8 | q), dCB[t][2 * i], dCB[t][2 * i + 1]);
-    __syncthreads();
-#pragma unroll
     for (int k = 0; k < Q; k += 16) {
-      const bool below = k <= row, behind = k >= row;
       const Left l = left(T, row, k), m = left_transposed(T, row, k);
 #pragma unroll
       for (int t = 0; t < tiles; t += 2) {
         const int first = half * (N_tile / 2) | t * 8;
-        if (below) {
+        if (k <= row) {
           const Right b = right_transposed(B, first, k);
           multiply_add(dC[t], l, b, 0);
           multiply_add(dC[t + 1], l, b, 1);
         }
-        if (behind) {
+        if (k >= row) {
           const Right c = right_transposed(C, first, k);
           multiply_add(dB[t], m, c, 0);
           multiply_add(dB[t + 1], m, c, 1);
@@ -329,8 +351,8 @@ struct Warp {
   }
 
   // One of dB and dC: rounded in its place, or as f32 in the part of this block.
-  __device__ void store(const float (&gradient)[tiles][4], bf16* to, int64_t stride, float* part, int64_t token, int64_t group,
-                        int rows) const {
+  __device__ void store(const float (&gradient)[tiles][4], bf16* to, int64_t stride, float* part, int64_t token,
+                        int64_t group, int rows) const {
     const int N = a.p.N;
 #pragma unroll
     for (int t = 0; t < tiles; ++t)
@@ -350,7 +372,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Problem& p = a.p;
-  const int64_t chunk = blockIdx.x % p.chunks, b = blockIdx.x / p.chunks, group = blockIdx.y / a.splits, split = blockIdx.y % a.splits;
+  const int64_t chunk = blockIdx.x % p.chunks, b = blockIdx.x / p.chunks, group = blockIdx.y / a.splits,
+                split = blockIdx.y % a.splits;
   const int64_t each = (p.heads_per_group() + a.splits - 1) / a.splits, part = split * each;
   const int64_t h0 = group * p.heads_per_group() + part, heads = min(each, p.heads_per_group() - part);
   const int64_t token = b * p.time + chunk * Q;
@@ -391,8 +414,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
 void launch_gradients(Cuda on, const Gradients& a) {
   with_constants(a.p, [&](auto tile, auto documents) {
     constexpr int N = tile();
-    launch(gradients<N, documents()>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)), gradient_threads,
-           sizeof(Shared<N>), on, a);
+    launch(gradients<N, documents()>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)),
+           gradient_threads, sizeof(Shared<N>), on, a);
   });
 }
 

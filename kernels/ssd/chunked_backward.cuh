@@ -19,7 +19,8 @@ struct Gradients {
   TimeStep step;
   bf16 *dx, *dB, *dC, *ddt;
   int64_t stride_dx, stride_dB, stride_dC, stride_ddt;
-  float *dB_parts, *dC_parts;      // [split, batch, time, group, N] if the heads of a group lie in several blocks, else null
+  float *dB_parts,
+      *dC_parts;  // [split, batch, time, group, N] if the heads of a group lie in several blocks, else null
   float *dA_log, *dbias, *dD;      // [batch, chunk, head], dD also [.., P]: sums over the chunk; dD may be null
   int64_t splits;
 };
@@ -34,8 +35,8 @@ struct Parts {
 };
 
 /// From the sums to dcs, da and ddt, and to this chunk's share of dA_log, dbias and dD. One warp, two tokens a lane.
-__device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, int64_t h, const Parts& s, const float* delta,
-                                  const float* sum, const int* document) {
+__device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, int64_t h, const Parts& s,
+                                  const float* delta, const float* sum, const int* document) {
   const Problem& p = a.p;
   const int lane = static_cast<int>(threadIdx.x % 32);
   double dcs[2];

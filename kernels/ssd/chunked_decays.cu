@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(threads) decays(Arguments p) {
     const double end = warp_scan(a[0] + a[1]);
     const int64_t at = ((row * p.chunks + chunk) * p.heads + head) * Q + 2 * lane;
     *reinterpret_cast<float2*>(p.delta + at) = {delta[0], delta[1]};
-    *reinterpret_cast<float2*>(p.sum + at) = {static_cast<float>((end - a[1]) * log2_e), static_cast<float>(end * log2_e)};
+    *reinterpret_cast<float2*>(p.sum + at) = {static_cast<float>((end - a[1]) * log2_e),
+                                              static_cast<float>(end * log2_e)};
   }
 }
 
@@ -95,8 +96,8 @@ Decays::Decays(Cuda on, const Ssd& op) {
   launch(decays, dim3(blocks(batch * chunks, 1), blocks(heads, heads_a_block)), threads, 0, on, p);
   if (!op.document) return;
   start = Tensor({batch, time}, DType::i32, Device::cuda);
-  launch(document_starts, blocks(batch, 1), row_threads, 0, on, static_cast<const int*>(op.document.data<int32_t>()), time,
-         start.data<int32_t>());
+  launch(document_starts, blocks(batch, 1), row_threads, 0, on, static_cast<const int*>(op.document.data<int32_t>()),
+         time, start.data<int32_t>());
 }
 
 Problem::Problem(const Ssd& op, const Decays& decays)

@@ -35,7 +35,8 @@ struct alignas(128) Shared {
 };
 
 template <int N_tile>
-__device__ void load_stage(const Arguments& a, int64_t b, int64_t chunk, int64_t h, typename Shared<N_tile>::Stage& to) {
+__device__ void load_stage(const Arguments& a, int64_t b, int64_t chunk, int64_t h,
+                           typename Shared<N_tile>::Stage& to) {
   const Problem& p = a.p;
   copy_tile_async<threads>(Tile<P_tile>{to.x}, a.x.at(b * p.time + chunk * Q, h), a.x.stride, p.tokens_of(chunk), p.P);
   const int64_t state = (b * p.chunks + chunk) * p.heads + h;
@@ -71,7 +72,8 @@ struct Rows {
   }
 
   // e^{cs_i} S C_i of every row: y[p / 8] are sums.
-  __device__ void through_state(const typename Shared<N_tile>::Stage& s, const float (&from_start)[2], float (&y)[8][4]) const {
+  __device__ void through_state(const typename Shared<N_tile>::Stage& s, const float (&from_start)[2],
+                                float (&y)[8][4]) const {
     const Tile<N_tile> state{const_cast<bf16*>(s.state)};
 #pragma unroll
     for (int k = 0; k < N_tile / 16; ++k)
@@ -121,8 +123,8 @@ struct Rows {
 };
 
 // + D x, through the gate, rounded, and out by whole pieces. A warp touches its own rows of the tile alone.
-__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, const bf16* x_tile, bf16* y_tile, int first,
-                       float (&y)[8][4]) {
+__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, const bf16* x_tile, bf16* y_tile,
+                       int first, float (&y)[8][4]) {
   const Problem& p = a.p;
   const Tile<P_tile> x{const_cast<bf16*>(x_tile)}, tile{y_tile};
   const int rows = p.tokens_of(chunk);
@@ -141,7 +143,8 @@ __device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, 
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
+      for (int half = 0; half < 2; ++half)
+        f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
   };
   const float D = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
   each_pair([&](float& y0, float& y1, int row, int column) {
@@ -193,7 +196,8 @@ __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Ar
     __syncthreads();  // this stage is there, and nobody reads the other one
     if (k + 1 < heads) load_stage<N_tile>(a, b, chunk, h0 + k + 1, shared.stage[(k + 1) % 2]);
     const auto& stage = shared.stage[k % 2];
-    const float from_start[2] = {enters[0] ? power_of_2(stage.sum[r]) : masked, enters[1] ? power_of_2(stage.sum[r + 8]) : masked};
+    const float from_start[2] = {enters[0] ? power_of_2(stage.sum[r]) : masked,
+                                 enters[1] ? power_of_2(stage.sum[r + 8]) : masked};
     float y[8][4] = {};
     rows.through_state(stage, from_start, y);
     rows.through_scores(stage, shared.document, y);
@@ -210,13 +214,22 @@ void forward(Cuda on, const Ssd& op, const SsdResult& to) {
   sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = states, .end = to.final_state});
   if (op.has_initial_state) copy(on, op.initial_state, to.states);
   const int64_t splits = head_splits(p, 3168);  // some eight waves, so that the last one costs little
-  const Arguments a{.p = p, .x = Tokens(op.x), .B = Tokens(op.B), .C = Tokens(op.C), .states = states.data<bf16>(),
-                    .D = op.D ? op.D.data<float>() : nullptr, .D_per_channel = op.D && op.D.rank() == 2,
-                    .z = op.z ? op.z.data<bf16>() : nullptr, .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
-                    .y = to.y.data<bf16>(), .ungated = to.ungated ? to.ungated.data<bf16>() : nullptr, .splits = splits};
+  const Arguments a{.p = p,
+                    .x = Tokens(op.x),
+                    .B = Tokens(op.B),
+                    .C = Tokens(op.C),
+                    .states = states.data<bf16>(),
+                    .D = op.D ? op.D.data<float>() : nullptr,
+                    .D_per_channel = op.D && op.D.rank() == 2,
+                    .z = op.z ? op.z.data<bf16>() : nullptr,
+                    .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
+                    .y = to.y.data<bf16>(),
+                    .ungated = to.ungated ? to.ungated.data<bf16>() : nullptr,
+                    .splits = splits};
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
-    launch(outputs<N, documents()>, dim3(blocks(p.batch * p.chunks, 1), blocks(p.groups * splits, 1)), threads, sizeof(Shared<N>), on, a);
+    launch(outputs<N, documents()>, dim3(blocks(p.batch * p.chunks, 1), blocks(p.groups * splits, 1)), threads,
+           sizeof(Shared<N>), on, a);
   });
 }
 

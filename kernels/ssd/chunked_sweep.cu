@@ -37,7 +37,8 @@ __device__ void load_stage(const Problem& p, const Walk& w, int64_t b, int64_t h
                            typename Shared<N_tile>::Stage& to) {
   const int64_t token = b * p.time + chunk * Q;
   copy_tile_async<threads>(Tile<P_tile>{to.x}, w.x.at(token, h), w.x.stride, p.tokens_of(chunk), p.P);
-  copy_tile_async<threads>(Tile<N_tile>{to.B}, w.B.at(token, h / p.heads_per_group()), w.B.stride, p.tokens_of(chunk), p.N);
+  copy_tile_async<threads>(Tile<N_tile>{to.B}, w.B.at(token, h / p.heads_per_group()), w.B.stride, p.tokens_of(chunk),
+                           p.N);
   const int i = static_cast<int>(threadIdx.x) * 4;
   const int64_t at = p.decays_at(b, chunk, h);
   if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
@@ -72,7 +73,8 @@ struct State {
   float s[2][2 * pairs][4];
   int p0, n0;
 
-  __device__ State() : p0(static_cast<int>(threadIdx.x / 64) * 32), n0(static_cast<int>(threadIdx.x / 32 % 2) * (N_tile / 2)) {}
+  __device__ State()
+      : p0(static_cast<int>(threadIdx.x / 64) * 32), n0(static_cast<int>(threadIdx.x / 32 % 2) * (N_tile / 2)) {}
 
   // f(two neighbours of a row, p, n)
   template <class F>
@@ -116,8 +118,9 @@ struct State {
 };
 
 template <int N_tile, bool documents>
-__global__ void __launch_bounds__(threads, 3) walk(const Problem p, const __grid_constant__ Walk first,
-                                                const __grid_constant__ Walk second, int segments, int64_t chunks_each) {
+__global__ void __launch_bounds__(threads, 3)
+    walk(const Problem p, const __grid_constant__ Walk first, const __grid_constant__ Walk second, int segments,
+         int64_t chunks_each) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Walk& w = blockIdx.y == 0 ? first : second;
@@ -189,8 +192,13 @@ __global__ void __launch_bounds__(256) carry(Carry c) {
 float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
 
 Walk walk_of(const Sweep& s) {
-  return {.x = Tokens(s.x), .B = Tokens(s.B), .begin = floats(s.begin), .states = s.states ? s.states.data<bf16>() : nullptr,
-          .end = floats(s.end), .decay = nullptr, .reverse = s.reverse};
+  return {.x = Tokens(s.x),
+          .B = Tokens(s.B),
+          .begin = floats(s.begin),
+          .states = s.states ? s.states.data<bf16>() : nullptr,
+          .end = floats(s.end),
+          .decay = nullptr,
+          .reverse = s.reverse};
 }
 
 // One or two sweeps, beside each other.
@@ -203,8 +211,8 @@ void run(Cuda on, const Problem& p, const Sweep* sweeps, unsigned count) {
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
     const auto start = [&] {
-      launch(walk<N, documents()>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p, walks[0], walks[1],
-             segments, each);
+      launch(walk<N, documents()>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p,
+             walks[0], walks[1], segments, each);
     };
     if (segments == 1) return start();
     Tensor local[2], decay[2];
