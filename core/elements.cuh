@@ -30,10 +30,10 @@ __device__ T element(float x) {
   }
 }
 
-/// What moves in one access, sixteen bytes or fewer, as it lies in memory: of bf16 half the registers of the floats, and
+/// n elements as they lie in memory, which move sixteen bytes at a time: of bf16 half the registers of the floats, and
 /// several can be on their way before the first is looked at.
 template <class T, int n = per_piece<T>>
-struct alignas(n * sizeof(T)) Piece {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Piece {
   unsigned word[n * sizeof(T) / 4];
 
   __device__ float operator[](int j) const {
@@ -60,7 +60,7 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % sizeof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
+    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();

@@ -1,6 +1,6 @@
 // Forward and the decoding step.
-// Floor, N = batch x time x channels, bf16: 4 N bytes (x in, y out) at memory speed; walkers read width - 1 of 64 tokens
-// twice. A step moves width rows in and width out. Plain kernels read every input width times, out of cache.
+// Floor, N = batch x time x channels, bf16: 4 N bytes (x in, y out) at memory speed; walkers read width - 1 of 64
+// tokens twice. A step moves width rows in and width out. Plain kernels read every input width times, out of cache.
 #include "adder/kernels/causal_conv1d.cuh"
 
 #include "adder/core/launch.cuh"

@@ -35,7 +35,7 @@ struct Rows {
   __device__ T* operator()(int64_t row, int64_t column) const { return data + row * stride + column; }
   /// Whether walkers can read and write it.
   bool whole() const {
-    return reinterpret_cast<uintptr_t>(data) % sizeof(Piece<T, n>) == 0 && stride % n == 0;
+    return reinterpret_cast<uintptr_t>(data) % alignof(Piece<T, n>) == 0 && stride % n == 0;
   }
 };
 

@@ -17,8 +17,8 @@ namespace adder {
 ///
 /// Operands have one dtype, but where x is bf16 the stream stays f32: residual, s (without a residual x widened) and
 /// the weight are f32, y is bf16; ds is given to x in bf16 and to residual in f32.
-/// Memory floor: forward reads x, residual and writes s, y; backward reads s, dy, ds and writes one gradient, or where x
-/// is bf16 two.
+/// Memory floor: forward reads x, residual and writes s, y; backward reads s, dy, ds and writes one gradient, or where
+/// x is bf16 two.
 struct RmsNorm {
   Tensor x;              // [..., channel]
   Tensor residual = {};  // [..., channel], optional

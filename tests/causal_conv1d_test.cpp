@@ -397,15 +397,20 @@ TEST_CASE("causal_conv1d: bad operands are named") {
                     Catch::Matchers::Equals("CausalConv1d: a step needs a state [2, 3, 5]"));
 }
 
-// What follows runs on every backend. On the GPU aligned rows at widths 2 to 4 take one kind of kernel, all else another.
+// What follows runs on every backend. On the GPU aligned rows at widths 2 to 4 take one kind of kernel, the rest
+// another.
 namespace {
 
 // The operands at a place; beside bf16 the weight and the bias stay f32.
 CausalConv1d at(const Place& place, CausalConv1d conv) {
   const auto there = [&](const Tensor& t, DType type) { return t ? to_device(to(t, type), place.device) : t; };
-  return {.x = there(conv.x, place.type), .weight = there(conv.weight, DType::f32), .bias = there(conv.bias, DType::f32),
-          .initial_state = there(conv.initial_state, place.type), .document = to_device(conv.document, place.device),
-          .silu = conv.silu, .final_state = conv.final_state};
+  return {.x = there(conv.x, place.type),
+          .weight = there(conv.weight, DType::f32),
+          .bias = there(conv.bias, DType::f32),
+          .initial_state = there(conv.initial_state, place.type),
+          .document = to_device(conv.document, place.device),
+          .silu = conv.silu,
+          .final_state = conv.final_state};
 }
 
 // Against f64, x `lead` channels into wider rows. Gradients are also added to.

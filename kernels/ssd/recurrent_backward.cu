@@ -255,16 +255,18 @@ __global__ void sum_batch(const F* from, int64_t batch, int64_t outputs, int64_t
 
 // dz = dy y silu'(z)
 template <class T>
-__global__ void gate_gradient(Elements<T> dy, Elements<T> y, Elements<T> z, Elements<T> dz) {
+__global__ void gate_gradient(Elements<T> dy, Elements<float> y, Elements<T> z, Elements<T> dz) {
   constexpr int n = Elements<T>::n;
   const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * n, end = dy.count();
   if (i >= end) return;
-  float d[n], a[n], b[n];
+  float d[n], gate[n], ungated[4];
   dy.load(i, end, d);
-  y.load(i, end, a);
-  z.load(i, end, b);
+  z.load(i, end, gate);
 #pragma unroll
-  for (int j = 0; j < n; ++j) d[j] *= a[j] * math::silu_gradient(b[j]);
+  for (int j = 0; j < n; ++j) {
+    if (j % 4 == 0) y.load(i + j, end, ungated);
+    d[j] *= ungated[j % 4] * math::silu_gradient(gate[j]);
+  }
   dz.store(i, end, d);
 }
 
@@ -325,7 +327,7 @@ void recurrent_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& 
   with_gpu_float("Ssd", op.x.dtype(), [&]<class T>(T) {
     if (to.z)
       launch(gate_gradient<T>, blocks(dy.count(), 256 * Elements<T>::n), 256, 0, on, Elements<T>(dy),
-             Elements<T>(op.ungated), Elements<T>(op.z), Elements<T>(to.z));
+             Elements<float>(op.ungated), Elements<T>(op.z), Elements<T>(to.z));
     with_columns(op.B.size(3), [&](auto K) { run<T, K()>(on, op, dy, dfinal, to); });
   });
 }

@@ -24,7 +24,8 @@ __global__ void find_time_steps(const T* dt, int64_t stride, const float* A_log,
 template <class T>
 struct Walk {
   Extent n;
-  Tokens<T> x, B, C, z, y, ungated;  // y may be null: only states are wanted
+  Tokens<T> x, B, C, z, y;  // y may be null: only states are wanted
+  Tokens<float> ungated;
   const float *delta, *decay, *D, *initial;
   bool per_channel;
   float* final_state;
@@ -38,7 +39,7 @@ __device__ void write_rows(const Walk<T>& p, const Self<K>& self, const float (&
   if (q >= tile || t0 + q >= p.keep.end || row >= p.n.width) return;
   float value_y = y[q][r];
   if (p.z.data != nullptr) {
-    *p.ungated.at(token, at) = element<T>(value_y);
+    *p.ungated.at(token, at) = value_y;
     value_y *= math::silu(value(*p.z.at(token, at)));
   }
   *p.y.at(token, at) = element<T>(value_y);
@@ -96,7 +97,7 @@ void start(Cuda on, const Ssd& op, const TimeSteps& steps, const SsdResult& to, 
     with_columns(op.B.size(3), [&](auto K) {
       const Extent n(op, Cut<K()>::rows);
       const Walk<T> p{.n = n, .x = Tokens<T>(op.x), .B = Tokens<T>(op.B), .C = Tokens<T>(op.C), .z = Tokens<T>(op.z),
-                      .y = Tokens<T>(to.y), .ungated = Tokens<T>(to.ungated), .delta = steps.delta.data<float>(),
+                      .y = Tokens<T>(to.y), .ungated = Tokens<float>(to.ungated), .delta = steps.delta.data<float>(),
                       .decay = steps.decay.data<float>(), .D = op.D ? op.D.data<float>() : nullptr,
                       .initial = initial ? initial.data<float>() : nullptr, .per_channel = op.D && op.D.rank() == 2,
                       .final_state = to.final_state ? to.final_state.data<float>() : nullptr, .keep = keep};

@@ -68,7 +68,7 @@ std::array<Tensor, 2> Ssd::forward() {
   const int64_t kept = on(device, [&](auto backend) { return ssd_states(backend, *this); });
   const SsdResult to{.y = empty_like(x), .final_state = Tensor({x.size(0), heads, width, state}, A_log.dtype(), device),
                      .states = Tensor({kept, heads, width, state}, A_log.dtype(), device),
-                     .ungated = z ? empty_like(x) : Tensor()};
+                     .ungated = z ? Tensor(x.shape(), A_log.dtype(), device) : Tensor()};
   on(device, [&](auto backend) { ssd_forward(backend, *this, to); });
   initial_state = {};
   states = to.states;

@@ -50,7 +50,7 @@ struct Ssd {
   // Kept for backward, besides all inputs but initial_state:
   Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters; the GPU
                          //                                  keeps initial_state alone and finds the others again
-  Tensor ungated = {};   // as x, only with z                y before the gate
+  Tensor ungated = {};   // as x, only with z                y before the gate; not rounded to bf16: dz is the product
   bool has_initial_state = false;
 
   auto inputs() { return std::tie(x, dt, A_log, B, C, D, z, dt_bias, initial_state); }
