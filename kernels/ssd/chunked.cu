@@ -9,7 +9,7 @@ namespace {
 constexpr int threads = 256;
 
 // dy = dout silu(z), dz = dout y silu'(z). dz may have no elements: not wanted.
-__global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Elements<bf16> z, Elements<bf16> y,
+__global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Elements<bf16> z, Elements<float> y,
                                                         Elements<bf16> dy, Elements<bf16> dz) {
   constexpr int n = Elements<bf16>::n;
   const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, end = dout.count();
@@ -21,9 +21,12 @@ __global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Ele
   for (int k = 0; k < n; ++k) to[k] = d[k] * math::silu(gate[k]);
   dy.store(i, end, to);
   if (!dz) return;
-  y.load(i, end, to);
+  float ungated[Elements<float>::n];
 #pragma unroll
-  for (int k = 0; k < n; ++k) to[k] *= d[k] * math::silu_gradient(gate[k]);
+  for (int k = 0; k < n; ++k) {
+    if (k % Elements<float>::n == 0) y.load(i + k, end, ungated);
+    to[k] = d[k] * ungated[k % Elements<float>::n] * math::silu_gradient(gate[k]);
+  }
   dz.store(i, end, to);
 }
 
@@ -42,7 +45,7 @@ Tensor gated_gradient(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& 
   Tensor dy = empty_like(dout);
   const int64_t n = Elements<bf16>::n;
   launch(through_gate, blocks(dout.count(), threads * n), threads, 0, on, Elements<bf16>(dout), Elements<bf16>(op.z, n),
-         Elements<bf16>(op.ungated), Elements<bf16>(dy), Elements<bf16>(dz, n));
+         Elements<float>(op.ungated), Elements<bf16>(dy), Elements<bf16>(dz, n));
   return dy;
 }
 

@@ -1,19 +1,16 @@
 // SSD on tensor cores, in chunks of Q = 64 tokens: bf16, head_dim P <= 64, state N <= 128, both multiples of 8.
 //
-// The equations are those of ssd.h and backward.cpp. Products have bf16 factors and f32 sums; Δ, cs, decays, states
-// that are carried and all that is summed over tokens or heads are f32 (cs is summed in f64 and rounded once). Rounded
-// to bf16 on the way: the states as factors of a product, (C·B) e^{cs_i - cs_j} Δ_j, and w_j x_j where a state takes it
-// up.
+// The equations are those of ssd.h and backward.cpp. Products have bf16 factors and f32 sums; Δ, cs, decays, states that
+// are carried and all that is summed over tokens or heads are f32 (cs is summed in f64 and rounded once). Rounded to
+// bf16 on the way: a state as a factor of a product, (C·B) e^{cs_i - cs_j} Δ_j, and w_j x_j where a state takes it up.
 //
-//   decays      Δ and cs of every token and head; where its document starts
-//   sweep       one block a (row, head): S from chunk to chunk, in registers, each one's entering S written down. With
-//   few
-//               rows and heads the row is cut in segments: their states from zero first, then those that enter them
-//   outputs     one block a (chunk, group): C Bᵀ once, in registers; then head after head y = M x + e^{cs} C Sᵀ + D x
-//   gradients   the same shape: dx, ddt and sums for D, A and the bias head by head; dB, dC and d(C Bᵀ) stay in
-//   registers
-//               over the heads of the group, so no sum over heads ever leaves the block (unless few chunks force the
-//               heads on several blocks: then the parts are added in order)
+//   decays     Δ and cs of every token and head; where its document starts
+//   sweep      one block a (row, head): S from chunk to chunk, in registers, each one's entering S written down. With few
+//              rows and heads the row is cut in segments: their states from zero first, then those that enter them
+//   outputs    one block a (chunk, group): C Bᵀ once, in registers; then y = M x + e^{cs} C Sᵀ + D x head after head
+//   gradients  the same: dx, ddt and sums for D, A and the bias head by head; dB, dC and d(C Bᵀ) stay in registers over
+//              the heads, so no sum over heads ever leaves the block (unless few chunks force the heads on several
+//              blocks: then the parts are added in order)
 //
 // Forward is decays, sweep, outputs; backward decays, two sweeps in one launch (S forward, dS backward), gradients: the
 // states are computed again and not kept.

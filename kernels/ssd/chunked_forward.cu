@@ -19,7 +19,8 @@ struct Arguments {
   bool D_per_channel;
   const bf16* z;  // or null
   int64_t stride_z;
-  bf16 *y, *ungated;  // [batch, time, head, P]
+  bf16* y;         // [batch, time, head, P]
+  float* ungated;  // as y, with z
   int64_t splits;
 };
 
@@ -157,9 +158,9 @@ __device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, 
     store_pair(tile.at(row, column), y0, y1);
   });
   if (a.z == nullptr) return out(a.y);
-  out(a.ungated);
   each_pair([&](float y0, float y1, int row, int column) {
     if (row >= rows || column >= p.P) return;
+    *reinterpret_cast<float2*>(a.ungated + ((token + row) * p.heads + h) * p.P + column) = {y0, y1};
     const float2 z = load_pair(a.z + (token + row) * a.stride_z + h * p.P + column);
     store_pair(tile.at(row, column), y0 * math::silu(z.x), y1 * math::silu(z.y));
   });
@@ -224,7 +225,7 @@ void forward(Cuda on, const Ssd& op, const SsdResult& to) {
                     .z = op.z ? op.z.data<bf16>() : nullptr,
                     .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
                     .y = to.y.data<bf16>(),
-                    .ungated = to.ungated ? to.ungated.data<bf16>() : nullptr,
+                    .ungated = to.ungated ? to.ungated.data<float>() : nullptr,
                     .splits = splits};
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
