@@ -222,8 +222,8 @@ TEST_CASE("ssd places: extreme decays and time steps are finite and near", "[gpu
     const double largest = i == 3 || i == 4 || i == 9 ? std::max({most(3), most(4), most(9)}) : most(i);
     INFO(name(place) << ", output or gradient " << i << ", at most " << largest);
     // bf16: up to two roundings of 2e-3 on the way from an operand to a result, and with z, as if the gate were an operator
-    // of its own, those of y and dy. f32: a decay e^{-40} has an error of 40 roundings, and sums cancel.
-    CHECK(max_difference(got[i], exact[i]) <= (place.type == DType::f32 ? 1e-4 : z ? 1e-2 : 5e-3) * largest);
+    // of its own, those of y and dy, which add up over the tokens in the gradient of dt_bias. f32: a decay e^{-40} has an error of 40 roundings, and sums cancel.
+    CHECK(max_difference(got[i], exact[i]) <= (place.type == DType::f32 ? 1e-4 : z ? 1.5e-2 : 5e-3) * largest);
   }
 }
 
