@@ -138,7 +138,8 @@ struct Warp {
           const bool counts = j + i % 2 <= r[i / 2] && (!documents || (odd ? other.y : other.x) == document[i / 2]);
           const float e = power_of_2(cs[i / 2] - (odd ? cs_j.y : cs_j.x)), cb = CB[t + u][i];
           score[i] = counts ? e * cb : 0.0f;
-          const float T = counts ? e * (odd ? d.y : d.x) * product[u][i] : 0.0f, W = counts ? T * cb : 0.0f;
+          const float T = counts ? e * (odd ? d.y : d.x) * product[u][i] : 0.0f;
+          const float W = counts && j + i % 2 < r[i / 2] ? T * cb : 0.0f;  // its diagonal would cancel
           dCB[t + u][i] += T;
           rows[i / 2] += W;
           columns[2 * (t + u) + i % 2] += W;

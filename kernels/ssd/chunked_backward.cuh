@@ -50,20 +50,22 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
     dcs[i] = static_cast<double>(rows) - columns + (s.enter[0][t] + s.enter[1][t]) - tau[i];
   }
   double end = warp_sum(static_cast<double>(tau[0]) + tau[1]);
-  if (document[Q - 1] < chunk * Q) {
+  if (document[Q - 1] < chunk * Q) {  // the state that enters leaves again
     double states = 0;
     for (const float part : s.states) states += part;
     end += static_cast<double>(power_of_2(sum[Q - 1])) * states;
   }
   if (lane == 31) dcs[1] += end;
-  double from_here = dcs[0] + dcs[1];  // and all lanes behind
+  // da: dcs of this token and those behind it in its document, what lies between two documents selected away.
+  const int own = document[2 * lane], next = document[2 * lane + 1];
+  double from_here = own == next ? dcs[0] + dcs[1] : dcs[0];
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     const double behind = __shfl_down_sync(all_lanes, from_here, step);
-    if (lane + step < 32) from_here += behind;
+    if (lane + step < 32 && document[2 * (lane + step)] == own) from_here += behind;
   }
   const double behind = __shfl_down_sync(all_lanes, from_here, 1);
-  const double da1 = dcs[1] + (lane == 31 ? 0.0 : behind), da[2] = {da1 + dcs[0], da1};
+  const double da[2] = {from_here, lane < 31 && document[2 * lane + 2] == next ? dcs[1] + behind : dcs[1]};
 
   const float A = -expf(a.A_log[h]), bias = a.bias == nullptr ? 0.0f : a.bias[h];
   double sums[3] = {0, 0, 0};  // for A_log, bias, D

@@ -119,7 +119,9 @@ Tensor state_tiles(const Problem& p) {
 
 int64_t head_splits(const Problem& p, int64_t wanted) {
   const int64_t blocks = p.batch * p.chunks * p.groups;
-  return std::clamp<int64_t>(wanted / blocks, 1, p.heads_per_group());
+  const int64_t heads = p.heads_per_group(), splits = std::clamp<int64_t>(wanted / blocks, 1, heads);
+  const int64_t each = (heads + splits - 1) / splits;
+  return (heads + each - 1) / each;  // none without heads
 }
 
 }  // namespace adder::ssd::chunked

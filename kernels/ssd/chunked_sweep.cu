@@ -17,7 +17,7 @@ struct Walk {
   const float* begin;  // [batch, head, segment, P, N], or null: zero
   bf16* states;        // or null
   float* end;          // as begin, or null
-  float* decay;        // [batch, head, segment]: what is left of the segment's first state at its end; or null
+  float* decay;        // [batch, head, segment]: what is left of the segment's first state at its end, or masked; or null
   bool reverse;
 };
 
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(threads, 3)
         *reinterpret_cast<uint4*>(out + i) = *reinterpret_cast<const uint4*>(tile.at(i / N_tile, i % N_tile));
     }
     const float decay = p.document(b, chunk, Q - 1) < chunk * Q ? power_of_2(stage.sum[Q - 1]) : masked;
-    left = times<documents>(decay, left);
+    left = documents && (left < 0 || decay < 0) ? masked : left * decay;
     state.update(decay, stage, shared.weight);
   }
   if (w.end != nullptr)
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(256) carry(Carry c) {
     float& here = c.local[segment * c.cells + i % c.cells];
     const float decay = c.decay[segment], own = here;
     here = s;
-    s = decay == 0 ? own : decay * s + own;  // nothing passes through 0, NaN neither
+    s = decay < 0 ? own : decay * s + own;  // masked: nothing passes, NaN neither
   }
   if (c.end != nullptr) c.end[i] = s;
 }
