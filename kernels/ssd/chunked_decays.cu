@@ -77,12 +77,6 @@ __global__ void __launch_bounds__(row_threads) document_starts(const int* docume
   }
 }
 
-const float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
-
-bool aligned(const Tensor& t) {
-  return !t || (reinterpret_cast<uintptr_t>(t.address()) % 16 == 0 && t.stride(t.size(2) * t.size(3)) % 8 == 0);
-}
-
 }  // namespace
 
 Decays::Decays(Cuda on, const Ssd& op) {
@@ -105,13 +99,6 @@ Problem::Problem(const Ssd& op, const Decays& decays)
       chunks((op.x.size(1) + Q - 1) / Q), P(static_cast<int>(op.x.size(3))), N(static_cast<int>(op.B.size(3))),
       delta(decays.delta.data<float>()), sum(decays.sum.data<float>()),
       start(decays.start ? decays.start.data<int32_t>() : nullptr) {}
-
-bool fits(const Ssd& op) {
-  const int64_t P = op.x.size(3), N = op.B.size(3);
-  return op.x.dtype() == DType::bf16 && P % 8 == 0 && P <= P_tile && N % 8 == 0 && N <= 128 && aligned(op.x) &&
-         aligned(op.B) && aligned(op.C) && aligned(op.z) && op.x.size(1) < std::numeric_limits<int>::max();
-}
-bool fits(const SsdGradients& to) { return aligned(to.x) && aligned(to.B) && aligned(to.C) && aligned(to.z); }
 
 Tensor state_tiles(const Problem& p) {
   return Tensor({p.batch, p.chunks, p.heads, P_tile, N_tile(p)}, DType::bf16, Device::cuda);
