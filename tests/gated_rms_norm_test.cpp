@@ -143,9 +143,10 @@ TEST_CASE("gated_rms_norm: every backend agrees with f64, in groups, gate or nor
 }
 
 TEST_CASE("gated_rms_norm: every backend agrees with f64 at odd and production sizes", "[gpu]") {
-  // One row past a block's on the GPU; one channel past the first pieces of a thread, in bf16 and f32; wide rows.
-  const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{2113, 40}, 1}, {Shape{1060, 48}, 2},
-                                                               {Shape{2, 2049}, 1}, {Shape{3, 1025}, 1},
+  // One row past a block's on the GPU; one channel past a thread's piece or pieces, in bf16 and f32; wide rows.
+  const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{4225, 40}, 1}, {Shape{2113, 48}, 2},
+                                                               {Shape{2, 257}, 1}, {Shape{3, 513}, 1},
+                                                               {Shape{2, 769}, 1}, {Shape{3, 776}, 1},
                                                                {Shape{2, 6145}, 1}, {Shape{2, 512, 1536}, 1}}));
   const Place place = GENERATE(from_range(places()));
   const bool norm_first = GENERATE(false, true);
