@@ -15,9 +15,10 @@ cd "$work"
 flags=(--text "$source_folder/core" --steps 200 --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4
   --head-dim 8 --validate-every 0 --save-every 1 --validation-share 0.2 --dropout 0.1 --threads 1)
 
-# What a run computed: metrics without times, and the last checkpoint's bytes.
+# What a run computed: metrics without times, and the last checkpoint's bytes. A run that is killed after its last step
+# validates again.
 computed() {
-  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl"
+  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
   sha256sum "$1"/checkpoints/step_00000200/rank_0000.h5 | cut -d' ' -f1
 }
 milliseconds() { date +%s%3N; }
@@ -26,6 +27,16 @@ begun=$(milliseconds)
 "$train" "${flags[@]}" --out whole >whole.log
 # A life of up to a tenth of the whole run: starts, steps, saves, whatever the machine's speed.
 life=$((($(milliseconds) - begun) / 10 + 1))
+
+# Starts the run once more, to its end, and compares.
+finish() {
+  "$train" "${flags[@]}" --out cut >cut.log 2>&1 || { echo "FAILED: $(cat cut.log) (seed $seed)"; exit 1; }
+  [[ $(computed cut) == "$(computed whole)" ]] || {
+    echo "FAILED: killed and resumed, run $runs is another run (seed $seed):"
+    diff <(computed whole) <(computed cut)
+    exit 1
+  }
+}
 
 killed=0 inside=0 runs=1
 while ((killed < kills)); do
@@ -42,12 +53,11 @@ while ((killed < kills)); do
     echo "FAILED: it ended by itself with status $status after $killed kills (seed $seed): $(cat cut.log)"
     exit 1
   fi
-  if [[ -e cut/checkpoints/step_00000200 && $killed -lt $kills ]]; then  # through: this one counts, and another begins
-    [[ $(computed cut) == "$(computed whole)" ]] || { echo "FAILED: run $runs is another run (seed $seed)"; exit 1; }
+  if [[ -e cut/checkpoints/step_00000200 ]] && ((killed < kills)); then  # another run, with the kills that are left
+    finish
     runs=$((runs + 1))
     rm -rf cut
   fi
 done
-"$train" "${flags[@]}" --out cut >cut.log 2>&1 || { echo "FAILED: $(cat cut.log) (seed $seed)"; exit 1; }
-[[ $(computed cut) == "$(computed whole)" ]] || { echo "FAILED: killed and resumed is another run (seed $seed)"; exit 1; }
+finish
 echo "$killed kills in $runs runs, $inside of them inside a save, seed $seed"
