@@ -41,6 +41,7 @@ class Handle {
   }
   bool opened() const { return id_ >= 0; }
   operator hid_t() const { return id_; }
+  herr_t end() { return close_(std::exchange(id_, -1)); }
 
  private:
   hid_t id_;
@@ -112,7 +113,10 @@ class Builder {
   }
 
   void done(hid_t result) { check(result >= 0, "{}: HDF5 cannot write; is the disk full?", path_); }
-  void flush() { done(H5Fflush(file_, H5F_SCOPE_GLOBAL)); }
+  void close() {
+    done(H5Fflush(file_, H5F_SCOPE_GLOBAL));
+    done(file_.end());
+  }
 
  private:
   static Handle create(const std::string& path) {
@@ -254,7 +258,7 @@ void TokenShardWriter::finish() {
     file.attribute("end_of_document", int64_t{s.info.end_of_document});
     file.attribute("tokens", static_cast<int64_t>(s.offsets.back()));
     file.attribute("documents", documents());
-    file.flush();
+    file.close();
   }
   write_seal(s.partial, kind, begin, begin + static_cast<int64_t>(s.offsets.back()) * width_of(s.info.vocabulary));
   publish(s.partial, s.path);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adder/core/error.h"
+#include "adder/data/file.h"
 #include "adder/data/machine_text.h"
 #include "adder/data/token_shard.h"
 #include "adder/data/tokenize.h"
@@ -38,7 +39,9 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
   }
   const auto say = [&](const std::string& line) { run.say(line); };
   std::filesystem::create_directories(folder);
-  std::ofstream(note) << made_from << "\n";
+  OutputFile file(note);
+  file.write(made_from + "\n");
+  file.commit();
   if (text.empty()) {
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");
