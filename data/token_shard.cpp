@@ -81,7 +81,7 @@ Handle string_type(size_t size) {
 class Builder {
  public:
   explicit Builder(const std::string& path) : path_(path), file_(create(path)) {
-    check(file_.opened(), "{}: HDF5 cannot create the file", path);
+    check(file_.opened(), "{}: HDF5 cannot create the file ({})", path, std::strerror(errno));
   }
 
   Handle dataset(const std::string& name, hid_t type, size_t size) {
