@@ -25,8 +25,8 @@ milliseconds() { date +%s%3N; }
 
 begun=$(milliseconds)
 "$train" "${flags[@]}" --out whole >whole.log
-# A life of up to a tenth of the whole run: starts, steps, saves, whatever the machine's speed.
-life=$((($(milliseconds) - begun) / 10 + 1))
+# A life of up to a sixth of the whole run: starts, steps, saves, whatever the machine's speed.
+life=$((($(milliseconds) - begun) / 6 + 1))
 
 # Starts the run once more, to its end, and compares.
 finish() {
@@ -38,7 +38,7 @@ finish() {
   }
 }
 
-killed=0 inside=0 runs=1
+killed=0 inside=0 resumed=0 runs=1
 while ((killed < kills)); do
   "$train" "${flags[@]}" --out cut >cut.log 2>&1 &
   wait_microseconds=$((RANDOM % life * 1000 + RANDOM % 1000))
@@ -49,6 +49,7 @@ while ((killed < kills)); do
   if ((status == 137)); then
     killed=$((killed + 1))
     if compgen -G 'cut/checkpoints/*.tmp' >/dev/null; then inside=$((inside + 1)); fi
+    if compgen -G 'cut/checkpoints/step_????????' >/dev/null; then resumed=$((resumed + 1)); fi
   elif ((status != 0)); then
     echo "FAILED: it ended by itself with status $status after $killed kills (seed $seed): $(cat cut.log)"
     exit 1
@@ -60,4 +61,5 @@ while ((killed < kills)); do
   fi
 done
 finish
-echo "$killed kills in $runs runs, $inside of them inside a save, seed $seed"
+echo "$killed kills in $runs runs, $resumed of them after a save, $inside inside one, seed $seed"
+((resumed > 0)) || { echo "FAILED: every kill came before the first save"; exit 1; }
