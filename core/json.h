@@ -1,7 +1,7 @@
 // Json: a value that is built, looked into and written, or read from a text.
 //
 //   Json line = Json::object({{"step", 3}, {"loss", 2.5}});     line.text() == R"({"step":3,"loss":2.5})"
-//   Json::parse(text).at("weight_map").fields()                 throws Error, in words, what is missing or of another kind
+//   Json::parse(text).at("weight_map").fields()   // throws, in words, what is missing or of another kind
 //
 // The parser behind it costs seconds of compilation wherever it is included: it stands in json.cpp and nowhere else.
 #pragma once

@@ -66,7 +66,8 @@ class Fields {
   std::pair<double, double> limits(const std::string& name) const {
     if (!has(name)) return {0, infinity};
     const Json& value = object_.at(name);
-    check(value.is_array() && value.values().size() == 2, "{}: {} is {}, not [least, most]", where_, name, value.text());
+    check(value.is_array() && value.values().size() == 2, "{}: {} is {}, not [least, most]", where_, name,
+          value.text());
     const std::pair limits(number(name, value.values()[0]), number(name, value.values()[1]));
     check(limits.first <= limits.second, "{}: {} is {}, not in order", where_, name, value.text());
     return limits;

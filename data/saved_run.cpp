@@ -3,6 +3,7 @@
 #include "adder/core/error.h"
 #include "adder/core/json.h"
 #include "adder/data/checkpoint_layout.h"
+#include "adder/layers/language_model_flags.h"
 
 #include <filesystem>
 #include <fstream>
@@ -41,6 +42,14 @@ SavedRun saved_run(const std::string& folder) {
         "{}: is damaged, it should hold a recipe and its options", path);
   check(!layout::steps(layout::folder(folder)).empty(), "{}: the run has no checkpoint yet", folder);
   return {folder, recipe->string(), options->text()};
+}
+
+layers::LanguageModelOptions model_options(const SavedRun& run) {
+  layers::LanguageModelOptions o;
+  Flags flags("");
+  add_flags(flags, o);
+  run.assign(flags);
+  return o;
 }
 
 std::optional<std::string> newest_run(const std::string& runs) {
