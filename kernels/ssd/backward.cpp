@@ -11,9 +11,11 @@
 //   da_t = Σ_{i>=t} dcs_i,    dΔ_t = u_t·x_t + A da_t
 //
 // Row and column sums of W are taken of the same numbers, in T: what is left of their difference is the rounding of sums
-// of a chunk's length (in f32 the gradient of dt keeps 3e-7, those of A_log and dt_bias, whose terms cancel, a few 1e-6;
-// tests/ssd_test.cpp). From dcs on, sums over time and products with A are wide. Two passes: one backward in time for G, over (row, head); then every chunk and group by
-// itself, its heads in order, so that sums over heads have one order whatever the number of threads.
+// of a chunk's length. In f32 the gradient of dt keeps 3e-7, those of A_log and dt_bias, whose terms over the tokens
+// cancel, a few 1e-6 (tests/ssd_test.cpp). From dcs on, sums over time and products with A are wide.
+//
+// Two passes: one backward in time for G, over (row, head); then every chunk and group by itself, its heads in order, so
+// that sums over heads have one order whatever the number of threads.
 #include "adder/core/error.h"
 #include "adder/kernels/blas.h"
 #include "adder/kernels/ssd/chunks.h"
