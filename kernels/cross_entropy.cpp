@@ -173,8 +173,9 @@ TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
 
 Tensor LinearCrossEntropy::forward() {
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64), "LinearCrossEntropy: scale is {} {}, not f64 [1]",
-        scale ? name(scale.dtype()) : "", scale ? to_string(scale.shape()) : "");
+  check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64),
+        "LinearCrossEntropy: scale is {} {}, not f64 [1]", scale ? name(scale.dtype()) : "",
+        scale ? to_string(scale.shape()) : "");
   const TokenLosses tokens = forward_chunks(chunks, z_loss);
   logsumexp = tokens.logsumexp;
   const Tensor loss({1}, x.dtype(), x.device());

@@ -22,7 +22,8 @@ struct Linear {
 
   Linear(Params p, int64_t in, int64_t out, const LinearOptions& o = {}) {
     const double bound = o.scale / std::sqrt(static_cast<double>(in));
-    weight = p.create("weight", {out, in}, o.init ? o.init : init::uniform(-bound, bound), {.shard_axis = o.shard_axis});
+    weight =
+        p.create("weight", {out, in}, o.init ? o.init : init::uniform(-bound, bound), {.shard_axis = o.shard_axis});
     if (o.bias)
       bias = p.create("bias", {out}, init::constant(0), {.decay = false, .shard_axis = o.shard_axis == 0 ? 0 : -1});
   }

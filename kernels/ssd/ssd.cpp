@@ -69,7 +69,8 @@ void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
   const auto place = [&](int number, const Tensor& input) {
     const auto i = static_cast<size_t>(number);
     if (to.wants(number)) slots[i] = to.slot(number);
-    const bool direct = slots[i].tensor && !slots[i].accumulate && number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
+    const bool direct =
+        slots[i].tensor && !slots[i].accumulate && number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
     return direct ? slots[i].tensor : own[i] = empty_like(input);
   };
   const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());
@@ -100,7 +101,8 @@ Tensor ssd_step(const SsdStep& step) {
             (!step.z || step.z.shape() == x.shape()) && (!step.dt_bias || step.dt_bias.shape() == Shape{heads}),
         "ssd_step: x {} but D {}, z {} and dt_bias {}", text(x), text(step.D), text(step.z), text(step.dt_bias));
   for (const Tensor* t : {&step.dt, &step.A_log, &step.B, &step.C, &step.D, &step.z, &step.dt_bias, &step.state})
-    check(!*t || t->dtype() == x.dtype(), "ssd_step: x is {} but {} is {}", name(x.dtype()), text(*t), *t ? name(t->dtype()) : "");
+    check(!*t || t->dtype() == x.dtype(), "ssd_step: x is {} but {} is {}", name(x.dtype()), text(*t),
+          *t ? name(t->dtype()) : "");
   check(step.A_log.contiguous() && (!step.D || step.D.contiguous()), "ssd_step: A_log and D must be contiguous");
   return on(x.device(), [&](auto backend) { return ssd_step(backend, step); });
 }
