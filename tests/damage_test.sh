@@ -2,31 +2,17 @@
 # A flipped bit or a cut in any file that training reads again is refused by name or changes nothing: a damaged
 # checkpoint gives way to the one before it, a damaged token file ends the run with one sentence and nothing lost.
 # ADDER_DAMAGES=500 does more damage, ADDER_SEED=N other damage.
-set -euo pipefail
-source_folder=$1 build_folder=$2
-train=$build_folder/recipes/train
+source "$(dirname "$0")/script.sh"
 damages=${ADDER_DAMAGES:-40} seed=${ADDER_SEED:-$RANDOM}
 RANDOM=$seed
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
 
-flags=(--text "$source_folder/core" --steps 24 --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4
-  --head-dim 8 --validate-every 12 --save-every 4 --validation-share 0.2 --dropout 0.1 --threads 1)
-fault() {
+flags=("${tiny[@]}" --steps 24 --validate-every 12 --save-every 4)
+harm() {
   echo "FAILED: $* (damage $damage to $file, byte $at of $size, seed $seed): $(cat -v out.log err.log)"
   exit 1
 }
 
-# What a run computed: metrics without times, and the last checkpoint's bytes. A finished run that is started again
-# validates again.
-computed() {
-  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
-  sha256sum "$1"/checkpoints/step_00000024/rank_0000.h5 | cut -d' ' -f1
-}
-
-"$train" "${flags[@]}" --out whole >whole.log
+"$recipes/train" "${flags[@]}" --out whole >whole.log
 expected=$(computed whole)
 files=(checkpoints/step_000000{20,24}/{manifest.json,rank_0000.h5} data/{train,validation}.h5)
 
@@ -43,24 +29,24 @@ for ((damage = 1; damage <= damages; ++damage)); do
     byte=$(od -An -tu1 -j "$at" -N 1 "run/$file")
     printf "\\x$(printf %02x $((byte ^ 1 << RANDOM % 8)))" | dd of="run/$file" bs=1 seek="$at" conv=notrunc status=none
   fi
-  cmp -s "run/$file" "whole/$file" && fault "nothing was damaged"
+  cmp -s "run/$file" "whole/$file" && harm "nothing was damaged"
   status=0
-  "$train" "${flags[@]}" --out run >out.log 2>err.log || status=$?
+  "$recipes/train" "${flags[@]}" --out run >out.log 2>err.log || status=$?
   if [[ $file == data/* ]]; then
-    [[ $status == 1 && $(wc -l <err.log) == 1 ]] || fault "status $status, not one sentence"
-    grep -q "^error: run/$file: " err.log || fault "the file is not named"
+    [[ $status == 1 && $(wc -l <err.log) == 1 ]] || harm "status $status, not one sentence"
+    grep -q "^error: run/$file: " err.log || harm "the file is not named"
     cp "whole/$file" "run/$file"
-    "$train" "${flags[@]}" --out run >out.log 2>err.log || fault "it does not go on with the whole file"
+    "$recipes/train" "${flags[@]}" --out run >out.log 2>err.log || harm "it does not go on with the whole file"
     refused=$((refused + 1))
   elif [[ $file == *24/* ]]; then
-    [[ $status == 0 && $(wc -l <err.log) == 1 ]] || fault "status $status, not one sentence"
-    grep -q "^warning: run/$file: .*refused" err.log || fault "the file is not named"
-    grep -q 'going on from step 20' out.log || fault "the checkpoint before it is not used"
+    [[ $status == 0 && $(wc -l <err.log) == 1 ]] || harm "status $status, not one sentence"
+    grep -q "^warning: run/$file: .*refused" err.log || harm "the file is not named"
+    grep -q 'going on from step 20' out.log || harm "the checkpoint before it is not used"
     refused=$((refused + 1))
   else
-    [[ $status == 0 && ! -s err.log ]] || fault "status $status: an older checkpoint that nobody needs"
+    [[ $status == 0 && ! -s err.log ]] || harm "status $status: an older checkpoint that nobody needs"
     harmless=$((harmless + 1))
   fi
-  [[ $(computed run) == "$expected" ]] || fault "another result"
+  [[ $(computed run) == "$expected" ]] || harm "another result"
 done
 echo "$damages damages, $refused refused by name, $harmless harmless, seed $seed"

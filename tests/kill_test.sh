@@ -1,36 +1,22 @@
 #!/usr/bin/env bash
 # Training that is killed at random moments, saves included, and started again each time is the training that never
 # stopped, bit for bit. ADDER_KILLS=50 kills more often, ADDER_SEED=N at other moments.
-set -euo pipefail
-source_folder=$1 build_folder=$2
-train=$build_folder/recipes/train
+source "$(dirname "$0")/script.sh"
 kills=${ADDER_KILLS:-12} seed=${ADDER_SEED:-$RANDOM}
 RANDOM=$seed
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
 
-# A tiny model that saves every step: most of its time goes into saves.
-flags=(--text "$source_folder/core" --steps 200 --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4
-  --head-dim 8 --validate-every 0 --save-every 1 --validation-share 0.2 --dropout 0.1 --threads 1)
-
-# What a run computed: metrics without times, and the last checkpoint's bytes. A run that is killed after its last step
-# validates again.
-computed() {
-  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
-  sha256sum "$1"/checkpoints/step_00000200/rank_0000.h5 | cut -d' ' -f1
-}
+# It saves every step: most of its time goes into saves.
+flags=("${tiny[@]}" --steps 100 --validate-every 0 --save-every 1)
 milliseconds() { date +%s%3N; }
 
 begun=$(milliseconds)
-"$train" "${flags[@]}" --out whole >whole.log
+"$recipes/train" "${flags[@]}" --out whole >whole.log
 # A life of up to a sixth of the whole run: starts, steps, saves, whatever the machine's speed.
 life=$((($(milliseconds) - begun) / 6 + 1))
 
 # Starts the run once more, to its end, and compares.
 finish() {
-  "$train" "${flags[@]}" --out cut >cut.log 2>&1 || { echo "FAILED: $(cat cut.log) (seed $seed)"; exit 1; }
+  "$recipes/train" "${flags[@]}" --out cut >cut.log 2>&1 || { echo "FAILED: $(cat cut.log) (seed $seed)"; exit 1; }
   [[ $(computed cut) == "$(computed whole)" ]] || {
     echo "FAILED: killed and resumed, run $runs is another run (seed $seed):"
     diff <(computed whole) <(computed cut)
@@ -40,7 +26,7 @@ finish() {
 
 killed=0 inside=0 resumed=0 runs=1
 while ((killed < kills)); do
-  "$train" "${flags[@]}" --out cut >cut.log 2>&1 &
+  "$recipes/train" "${flags[@]}" --out cut >cut.log 2>&1 &
   wait_microseconds=$((RANDOM % life * 1000 + RANDOM % 1000))
   sleep "$(printf '%d.%06d' $((wait_microseconds / 1000000)) $((wait_microseconds % 1000000)))"
   status=0
@@ -54,7 +40,7 @@ while ((killed < kills)); do
     echo "FAILED: it ended by itself with status $status after $killed kills (seed $seed): $(cat cut.log)"
     exit 1
   fi
-  if [[ -e cut/checkpoints/step_00000200 ]] && ((killed < kills)); then  # another run, with the kills that are left
+  if [[ -e cut/checkpoints/step_00000100 ]] && ((killed < kills)); then  # another run, with the kills that are left
     finish
     runs=$((runs + 1))
     rm -rf cut

@@ -6,12 +6,6 @@ source "$(dirname "$0")/script.sh"
 small=(--text "$source_folder/core" --steps 40 --batch 4 --micro-batch 2 --time 32 --layers 2 --d-model 32 --d-state 8
   --head-dim 16 --validate-every 20 --save-every 10 --validation-share 0.2 --dropout 0.1)
 
-# What a run computed: metrics without times, and the last checkpoint's bytes.
-computed() {
-  sed -E 's/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl"
-  sha256sum "$1"/checkpoints/step_00000040/rank_0000.h5 | cut -d' ' -f1
-}
-
 "$recipes/train" "${small[@]}" --out whole >whole.log
 grep -qE '^validation: [0-9.]+ nats per byte, [0-9.]+ bits per byte \(order-5 counts: [0-9.]+\)$' whole.log ||
   fault "no line of validation in $(cat whole.log)"
