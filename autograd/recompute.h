@@ -1,6 +1,6 @@
 // Recompute (activation checkpointing): keep a function's inputs instead of everything inside it, and run it again in
-// backward. The function may read parameters and other leaves; what else was recorded must be an argument. Gradients are
-// those without recompute, bit for bit unless an argument has other consumers: then they add in another order.
+// backward. The function may read parameters and other leaves; what else was recorded must be an argument. Gradients
+// are those without recompute, bit for bit unless an argument has other consumers: then they add in another order.
 #pragma once
 
 #include "adder/autograd/tape.h"

@@ -10,7 +10,7 @@ enum class Mode : unsigned char { evaluate, train };  // train: dropout is on
 struct Context {
   Mode mode = Mode::evaluate;
   Tensor document = {};  // i32 [batch, time]; undefined: every row is one document
-  Tensor position = {};  // i32 [2]: the optimizer's step, and the number of the first row in the global batch. For dropout
+  Tensor position = {};  // i32 [2], for dropout: the optimizer's step, and the number of row 0 in the global batch
 };
 
 }  // namespace adder::layers

@@ -34,7 +34,8 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
   flags.add("dt-init-max", m.dt_init_max, "largest initial time step", {.min = 1e-9});
   flags.add("dt-min", m.dt_min, "lower limit of the time step", {.min = 0});
   flags.add("dt-max", m.dt_max, "upper limit of the time step", {.min = 0});
-  flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel", {.min = 0, .max = 1024, .may_change = true});
+  flags.add("chunk", m.chunk, "tokens of an SSD chunk; 0: chosen by the kernel",
+            {.min = 0, .max = 1024, .may_change = true});
   flags.add("d-intermediate", o.d_intermediate, "width of a gated MLP after every mixer; 0: none", {.min = 0});
   flags.add("pad-vocabulary", o.pad_vocabulary, "the embedding has a multiple of so many rows", {.min = 1});
   flags.add("tied", o.tied, "the output shares the embedding");
@@ -42,7 +43,8 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o) {
   flags.add("norm-eps", o.eps, "epsilon of the other norms", {.min = 0});
   flags.add("dropout", o.dropout, "of each block's output, in training", {.min = 0, .max = 0.999});
   flags.add("z-loss", o.z_loss, "weight of the squared log-normaliser in the loss", {.min = 0});
-  flags.add("recompute", o.recompute, "keep only each block's input for backward: less memory, a third more time", {.may_change = true});
+  flags.add("recompute", o.recompute, "keep only each block's input for backward: less memory, a third more time",
+            {.may_change = true});
 }
 
 }  // namespace adder

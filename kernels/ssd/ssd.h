@@ -6,22 +6,23 @@
 //   S_t = e^{a_t} S_{t-1} + Δ_t x_t B_tᵀ                       [head_dim, state]
 //   y_t = S_t C_t + D ⊙ x_t                                    then y_t ⊙ silu(z_t) if z is given
 //
-// computed chunk by chunk: with cs_i the sum of a up to and including token i of a chunk and S the state that enters it,
+// computed chunk by chunk: with cs_i the sum of a over a chunk's tokens up to i, included, and S the state that enters,
 //
 //   Y_i = Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j + e^{cs_i} S C_i
 //   S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ
 //
 // so that nearly all work is matrix products. a_t is cut at -40 before it is summed (a decay to 4e-18 stands for any
-// stronger one; the gradient is then 0), and cs is kept in two numbers, so that a small decay after a large one loses no digits.
+// stronger one; the gradient is then 0), and cs is kept in two numbers: small decays after large ones lose no digits.
 //
 // A chunk ends where a document ends, and the first chunk of a document starts from the state 0 (the first one of a row
 // from initial_state): documents never share a product, so nothing can leak, NaN included. Inside a chunk, where the
 // causal mask is a zero in a product, a NaN may reach earlier tokens of its own document.
 //
-// The state that enters a chunk is kept only where one does: with many documents there are many chunks, not many states.
+// The state that enters a chunk is kept only where one does: many documents make many chunks, not many states. Short
+// documents cost time, not memory: products of a few tokens are slow, and beyond 64 tokens nothing depends on a length.
 //
-// FLOPs per token and head, multiply and add counted: forward 4 P N + 2 Q P (+ 2 Q N once a group), backward twice and a
-// half that; the products over Q are counted in full, though half of each is masked.
+// FLOPs per token and head, multiply and add counted: forward 4 P N + 2 Q P (+ 2 Q N once a group), backward twice and
+// a half that; the products over Q are counted in full, though half of each is masked.
 #pragma once
 
 #include "adder/core/grads.h"
@@ -42,10 +43,10 @@ struct Ssd {
   Tensor z;              // as x                             optional: the gate
   Tensor dt_bias;        // [head]                           optional
   Tensor initial_state;  // [batch, head, head_dim, state]   optional: the state before the first token
-  Tensor document;       // i32 [batch, time]                optional: a document starts where it differs from the token before
+  Tensor document;       // i32 [batch, time]                optional: one starts where it differs from the token before
   bool softplus = true;  // false: Δ = clamp(dt + dt_bias)
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  // Δ beyond them is clamped, gradient 0
-  int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result does not depend on it beyond rounding
+  int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result depends on it by rounding alone
 
   // Kept for backward, besides all inputs but initial_state:
   Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters; the GPU
@@ -64,8 +65,8 @@ struct SsdResult {
   Tensor y, final_state;  // contiguous
   Tensor states, ungated;  // as in Ssd
 };
-/// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Tokens of x, dt,
-/// B, C and z may lie apart, but each side by side; the others are contiguous.
+/// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Tokens of x,
+/// dt, B, C and z may lie apart, but each side by side; the others are contiguous.
 struct SsdGradients {
   Tensor x, dt, A_log, B, C, D, z, dt_bias, initial_state;
 };
