@@ -18,8 +18,8 @@ struct Options {
 
 Flags flags(Options& o) {
   Flags flags("Compares the losses of run folders: b and a, which should be one training, and c and b, which differ by "
-              "their seed. Prints the means over every 20 steps, and fails unless in the last of them |b - a| is at most "
-              "the larger of 0.5 |c - b| and 0.01 nats.",
+              "their seed. Prints the means over every 20 steps, and fails unless in the last of them |b - a| is at "
+              "most the larger of 0.5 |c - b| and 0.01 nats.",
               "./adder bench compare_runs --a runs/f32 --b runs/bf16 --c runs/bf16-seed2");
   flags.group("Benchmark");
   flags.add("a", o.a, "run folder, for example of a run in f32");
