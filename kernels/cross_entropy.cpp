@@ -151,8 +151,10 @@ class Chunks {
 
   /// Room for the logits of a chunk. Rows start at multiples of 64 elements: products and kernels read whole pieces.
   Tensor new_buffer(DType type) const {
-    const int64_t n = weight_.size(0);
-    return Tensor({chunk_, (n + 63) / 64 * 64}, type, x_.device()).slice_last(0, n);
+    const int64_t n = weight_.size(0), pitch = (n + 63) / 64 * 64;
+    const Tensor all({chunk_, pitch}, type, x_.device());
+    if (pitch > n) fill(all.slice_last(n, pitch), 0);  // of a last piece that is read, not counted
+    return all.slice_last(0, n);
   }
   /// Calls f(begin, end, logits [end - begin, rows of the weight]) for every chunk; f may overwrite the logits.
   template <class F>
