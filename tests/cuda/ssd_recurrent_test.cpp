@@ -29,7 +29,8 @@ struct Case {
     const Tensor B = random({s.batch, s.time, 1, s.state}, 1);
     op = {.x = random(x, 2), .dt = random(x.axes(0, 3), 3, 0.5, -3), .A_log = random({s.heads}, 4, 0.3), .B = B,
           .C = random(B.shape(), 5), .D = random({s.heads}, 6), .z = z ? random(x, 7) : Tensor(),
-          .dt_bias = random({s.heads}, 8, 0.1), .initial_state = random(state, 9), .chunk = chunk};
+          .dt_bias = random({s.heads}, 8, 0.1), .initial_state = random(state, 9), .document = {},
+          .chunk = chunk};
     dy = random(x, 10);
     dlast = random(state, 11);
     to.initial_state = empty_like(op.initial_state);
@@ -88,5 +89,5 @@ TEST_CASE("cuda ssd token by token: scratch of backward stays below 1 GiB, where
   ssd::recurrent_backward(Cuda{}, c.op, c.dy, c.dlast, c.to);
   const int64_t scratch = memory_use(Device::cuda).peak - before;
   CHECK(scratch < int64_t{1} << 30);
-  CHECK(scratch > int64_t{1} << 28);  // it takes what it may: fewer walks, fuller GPU
+  CHECK(scratch > int64_t{1} << 27);  // all rows, or as many as fit, at a time
 }
