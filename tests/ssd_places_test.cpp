@@ -388,3 +388,19 @@ TEST_CASE("ssd places: with bf16 the parameters stay f32") {
   for (size_t i = 0; i < 9; ++i) t[i] = to(t[i], flows(i) || i == 5 ? DType::bf16 : DType::f32);
   CHECK_THROWS_WITH(outputs_of(c, t), ContainsSubstring("Ssd: x is bf16 but [4] is bf16, not f32"));
 }
+
+TEST_CASE("ssd places: limits of the time step out of order are refused, in a run and in a step") {
+  const Tensor x = zeros({1, 2, 3}), dt = zeros({1, 2}), A_log = zeros({2}), B = zeros({1, 1, 4}), state = zeros({1, 2, 3, 4});
+  const auto step = [&](double least, double most) {
+    return ssd_step({.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .state = state, .dt_min = least, .dt_max = most});
+  };
+  const auto whole = [&](double least, double most) {
+    return apply(Ssd{.x = x.reshape({1, 1, 2, 3}), .dt = dt.reshape({1, 1, 2}), .A_log = A_log,
+                     .B = B.reshape({1, 1, 1, 4}), .C = B.reshape({1, 1, 1, 4}), .dt_min = least, .dt_max = most});
+  };
+  CHECK_NOTHROW(step(0.1, 0.1));
+  CHECK_THROWS_WITH(step(-0.1, 1), ContainsSubstring("ssd_step: dt_min -0.1 and dt_max 1"));
+  CHECK_THROWS_WITH(step(0.2, 0.1), ContainsSubstring("ssd_step: dt_min 0.2 and dt_max 0.1"));
+  CHECK_THROWS_WITH(whole(-0.1, 1), ContainsSubstring("Ssd: dt_min -0.1 and dt_max 1"));
+  CHECK_THROWS_WITH(whole(0.2, 0.1), ContainsSubstring("Ssd: dt_min 0.2 and dt_max 0.1"));
+}

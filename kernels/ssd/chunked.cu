@@ -1,34 +1,12 @@
 // Backward of the chunked form, from its parts; what comes before and after the kernels of the chunks.
-#include "adder/kernels/math.cuh"
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/ssd/chunked_backward.cuh"
+#include "adder/kernels/ssd/gate.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
 
 constexpr int threads = 256;
-
-// dy = dout silu(z), dz = dout y silu'(z). dz may have no elements: not wanted.
-__global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Elements<bf16> z, Elements<float> y,
-                                                        Elements<bf16> dy, Elements<bf16> dz) {
-  constexpr int n = Elements<bf16>::n;
-  const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, end = dout.count();
-  if (i >= end) return;
-  float d[n], gate[n], to[n];
-  dout.load(i, end, d);
-  z.load(i, end, gate);
-#pragma unroll
-  for (int k = 0; k < n; ++k) to[k] = d[k] * math::silu(gate[k]);
-  dy.store(i, end, to);
-  if (!dz) return;
-  float ungated[Elements<float>::n];
-#pragma unroll
-  for (int k = 0; k < n; ++k) {
-    if (k % Elements<float>::n == 0) y.load(i + k, end, ungated);
-    to[k] = d[k] * ungated[k % Elements<float>::n] * math::silu_gradient(gate[k]);
-  }
-  dz.store(i, end, to);
-}
 
 // Σ over the first axis of f32 parts, rounded: [parts, elements] -> [elements].
 __global__ void __launch_bounds__(threads)
@@ -47,15 +25,6 @@ Tensor from_whole(const Tensor& t) { return !t || on_bytes(t, 16) ? t : clone(t)
 
 // Rows of tokens that are read and written 16 bytes at a time.
 bool whole_rows(const Tensor& t) { return on_bytes(t, 16) && t.stride(t.size(2) * t.size(3)) % 8 == 0; }
-
-Tensor gated_gradient(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dz) {
-  if (!op.z) return from_whole(dout);
-  Tensor dy = empty_like(dout);
-  const int64_t n = Elements<bf16>::n;
-  launch(through_gate, blocks(dout.count(), threads * n), threads, 0, on, Elements<bf16>(dout), Elements<bf16>(op.z, n),
-         Elements<float>(op.ungated), Elements<bf16>(dy), Elements<bf16>(dz, n));
-  return dy;
-}
 
 // What a block of this GPU may have.
 int64_t shared_memory() {
@@ -80,7 +49,7 @@ bool fits(const Ssd& op) {
 bool fits(const SsdGradients& to) { return whole_rows(to.x) && whole_rows(to.B) && whole_rows(to.C); }
 
 void backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, const SsdGradients& to) {
-  const Tensor dy = gated_gradient(on, op, dout, to.z);
+  const Tensor dy = from_whole(through_gate(on, op, dout, to.z));
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor S = state_tiles(p), G = state_tiles(p);
