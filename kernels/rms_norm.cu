@@ -23,8 +23,8 @@ using Row = Elements<T, n>;
 // T is the type of x and y; the stream is f32.
 template <class T>
 struct Forward {
-  Row<T> x, y;
-  Row<float> residual, sum, weight;  // sum: undefined if it is x
+  Row<T> x, y;                       // x: undefined if the residual is s already
+  Row<float> residual, sum, weight;  // sum: undefined if it is one of them
   int64_t channels;
   float eps;
 };
@@ -43,13 +43,14 @@ __global__ void __launch_bounds__(most_threads) forward(Forward<T> p) {
   for (int k = 0; k < held; ++k) {
     const int64_t j = piece_start(k);
     if (j >= p.channels) break;
-    float x[n];
-    p.x.load(start + j, end, x);
+    if (p.x) {
+      float x[n];
+      p.x.load(start + j, end, x);
 #pragma unroll
-    for (int c = 0; c < n; ++c) {
-      s[k][c] += x[c];
-      squares[0] += s[k][c] * s[k][c];
+      for (int c = 0; c < n; ++c) s[k][c] = p.residual ? s[k][c] + x[c] : x[c];
     }
+#pragma unroll
+    for (int c = 0; c < n; ++c) squares[0] += s[k][c] * s[k][c];
     if (p.sum) p.sum.store(start + j, end, s[k]);
   }
   block_sum(squares);
@@ -146,9 +147,9 @@ void with_held(int64_t channels, F&& f) {
 void rms_norm_forward(Cuda on, const RmsNorm& op, const Tensor& y, const Tensor& sum) {
   const int64_t channels = op.x.size(-1);
   with_gpu_float("RmsNorm", y.dtype(), [&]<class T>(T) {
-    const bool is_x = !op.residual && sum.dtype() == op.x.dtype();
-    const Forward<T> p{.x = Row<T>(op.x, channels), .y = Row<T>(y, channels),
-                       .residual = Row<float>(op.residual, channels),
+    const bool again = !sum, is_x = !again && !op.residual && sum.dtype() == op.x.dtype();
+    const Forward<T> p{.x = Row<T>(again ? Tensor() : op.x, channels), .y = Row<T>(y, channels),
+                       .residual = Row<float>(again ? op.x : op.residual, channels),
                        .sum = Row<float>(is_x ? Tensor() : sum, channels), .weight = Row<float>(op.weight, channels),
                        .channels = channels, .eps = static_cast<float>(op.eps)};
     with_held(channels, [&](auto held, int threads) {
