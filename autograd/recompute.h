@@ -15,7 +15,7 @@
 namespace adder {
 
 template <class F, size_t n>
-struct Recompute {
+struct Recomputed {
   static constexpr bool records_always = true;  // parameters inside f want gradients even if no input does
   F f;                                          // Tensor or std::array<Tensor, m> of n tensors
   std::array<Tensor, n> x;
@@ -41,7 +41,7 @@ struct Recompute {
 /// f(x...), recomputed in backward.
 template <class F, class... X>
 auto recompute(F f, const X&... x) {
-  return apply(Recompute<F, sizeof...(X)>{.f = std::move(f), .x = {x...}});
+  return apply(Recomputed<F, sizeof...(X)>{.f = std::move(f), .x = {x...}});
 }
 
 /// Gives the memory of y back until somebody asks for its elements, as backward does, and makes them again as f(x...):
