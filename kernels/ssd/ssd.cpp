@@ -85,7 +85,8 @@ void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
     const auto i = static_cast<size_t>(number);
     if (to.wants(number)) slots[i] = to.slot(number);
     const bool direct = slots[i].tensor && !slots[i].accumulate && slots[i].tensor.dtype() == input.dtype() &&
-                        number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
+                        number != 8 &&
+                        (input.rank() > 2 ? whole_tokens(slots[i].tensor) : slots[i].tensor.contiguous());
     return direct ? slots[i].tensor : own[i] = empty_like(input);
   };
   const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());
