@@ -139,8 +139,12 @@ class OpNode final : public Node {
   }
   void run(std::span<const Tensor> dy, Grads& to) override {
     if (!op_) already_run();
-    const Op op = std::move(*op_);
+    Op kept = std::move(*op_);
     op_.reset();
+    for_each_input(kept, [](Tensor& t) {  // what was forgotten is made again here, not inside a kernel's parallel loop
+      if (t) t.address();
+    });
+    const Op& op = kept;
     if constexpr (requires { op.backward(dy, to); }) op.backward(dy, to);
     else if constexpr (std::is_same_v<Outputs, Tensor>) op.backward(dy[0], to);
     else

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace adder {
@@ -17,10 +18,11 @@ void give_back_block(Cpu, void* block) { std::free(block); }
 
 namespace {
 
-// Sizes are rounded up to eighths of a power of two: at most 12.5 % is wasted and blocks of near sizes are shared.
+// Sizes are rounded up to eighths of a power of two, large ones to 2 MiB: at most 12.5 % is wasted, and of what is large
+// next to nothing, and blocks of near sizes are shared.
 int64_t rounded(int64_t bytes) {
   const uint64_t least = std::max<uint64_t>(64, static_cast<uint64_t>(bytes));
-  const uint64_t step = std::max<uint64_t>(64, std::bit_floor(least) / 8);
+  const uint64_t step = std::clamp<uint64_t>(std::bit_floor(least) / 8, 64, uint64_t{2} << 20);
   return static_cast<int64_t>((least + step - 1) / step * step);
 }
 
@@ -92,11 +94,38 @@ Pool<Backend>& pool(Backend backend) {
 
 }  // namespace
 
+// Any thread may ask for a block that was given back; one makes it.
+struct Storage::Again {
+  std::mutex mutex;
+  std::function<std::shared_ptr<Storage>()> make;
+};
+
 Storage::Storage(Device device, int64_t bytes)
     : data_(on(device, [&](auto backend) { return pool(backend).take(bytes); })), bytes_(bytes), device_(device) {}
 
 Storage::~Storage() {
-  on(device_, [&](auto backend) { pool(backend).give_back(data_, bytes_); });
+  if (data_ != nullptr) on(device_, [&](auto backend) { pool(backend).give_back(data_, bytes_); });
+}
+
+void Storage::give_back(std::function<std::shared_ptr<Storage>()> make) {
+  if (again_ == nullptr) again_ = std::make_unique<Again>();
+  again_->make = std::move(make);
+  if (void* const block = data_.exchange(nullptr); block != nullptr)
+    on(device_, [&](auto backend) { pool(backend).give_back(block, bytes_); });
+}
+
+void* Storage::made_again() {
+  const std::lock_guard lock(again_->mutex);
+  if (void* const block = data_) return block;  // another thread was here first
+  const std::shared_ptr<Storage> made = again_->make();
+  check(made != nullptr && made.get() != this && made.use_count() == 1 && made->bytes_ == bytes_ && made->device_ == device_,
+        "memory: what was made again in place of {} bytes is {}", bytes_,
+        made == nullptr ? "nothing" : fmt::format("{} bytes held by {}", made->bytes_, made.use_count()));
+  void* const block = made->data();
+  made->data_ = nullptr;
+  again_->make = nullptr;  // lets go of what it held
+  data_.store(block, std::memory_order_release);
+  return block;
 }
 
 MemoryUse memory_use(Device device) {

@@ -4,8 +4,9 @@
 
 #include "adder/core/device.h"
 
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 namespace adder {
@@ -18,13 +19,26 @@ class Storage {
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  void* data() const { return data_; }
+  /// The block; one that was given back is made again first.
+  void* data() {
+    void* const block = data_.load(std::memory_order_acquire);
+    return block != nullptr ? block : made_again();
+  }
   int64_t bytes() const { return bytes_; }
   Device device() const { return device_; }
 
+  /// Gives the block back to the pool. The next data() calls `make`, once, and takes the block of the storage that it
+  /// returns: of the same size, on the same device, and held by nobody else. If it throws, so does data(), and the next
+  /// one tries again. `make` must not lead back to this storage.
+  void give_back(std::function<std::shared_ptr<Storage>()> make);
+
  private:
-  void* data_;
-  int64_t bytes_;     // as asked for
+  struct Again;
+  void* made_again();
+
+  std::atomic<void*> data_;       // null: given back
+  std::unique_ptr<Again> again_;  // how it is made again, from the first time that it was given back
+  int64_t bytes_;                 // as asked for
   Device device_;
 };
 

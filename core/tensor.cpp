@@ -21,6 +21,17 @@ void* Tensor::address() const {
   return static_cast<char*>(storage_->data()) + offset_ * size_of(dtype_);
 }
 
+void Tensor::give_back(std::function<Tensor()> make) const {
+  check(defined() && offset_ == 0 && contiguous() && count() * size_of(dtype_) == storage_->bytes(),
+        "a tensor {} that is not all of its storage cannot be given back", to_string(shape_));
+  storage_->give_back([make = std::move(make), type = dtype_, shape = shape_] {
+    const Tensor made = make();
+    check(made.defined() && made.dtype() == type && made.count() == shape.count() && made.offset_ == 0 && made.contiguous(),
+          "what was made again is not the {} tensor {} that was given back", name(type), to_string(shape));
+    return made.storage_;  // outlives `made`, the only other holder
+  });
+}
+
 void Tensor::require(DType type) const {
   check(defined(), "an undefined tensor has no elements");
   if (dtype_ != type) fail("tensor {} holds {}, not {}", to_string(shape_), name(dtype_), name(type));

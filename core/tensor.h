@@ -12,6 +12,7 @@
 #include "adder/core/shape.h"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -75,6 +76,11 @@ class Tensor {
   Tensor detach() const;
   const Link& link() const { return link_; }
   Tensor with_link(Link link) const;
+
+  /// Gives the memory back until an element is asked for; then `make` must return the same elements in a tensor that
+  /// nobody else holds. Views, older ones too, share that. The tensor must be all of its storage, and nothing that `make`
+  /// holds may be a view of it. While the tape records, call forget() of autograd/recompute.h.
+  void give_back(std::function<Tensor()> make) const;
 
   /// Whether another handle shares the memory.
   bool shared() const { return storage_.use_count() > 1; }

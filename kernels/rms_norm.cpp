@@ -18,19 +18,14 @@ T inverse_rms(T sum_of_squares, int64_t n, double eps) {
 
 template <class T>
 void forward_row(int64_t n, double eps, const T* x, const T* residual, const T* weight, T* y, T* sum) {
-  T squares = 0;
   if (residual != nullptr) {
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < n; ++j) {
-      const T s = x[j] + residual[j];
-      sum[j] = s;
-      squares += s * s;
-    }
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) sum[j] = x[j] + residual[j];
     x = sum;
-  } else {
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < n; ++j) squares += x[j] * x[j];
   }
+  T squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t j = 0; j < n; ++j) squares += x[j] * x[j];
   const T r = inverse_rms(squares, n, eps);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) y[j] = x[j] * r * weight[j];
@@ -118,6 +113,13 @@ std::array<Tensor, 2> RmsNorm::forward() {
   x = sum;
   residual = {};
   return {y, sum};
+}
+
+Tensor rms_norm_again(const RmsNormAgain& norm) {
+  const RmsNorm op{.x = with_whole_rows(norm.sum), .weight = contiguous(norm.weight), .eps = norm.eps};
+  const Tensor y(norm.sum.shape(), norm.type, norm.sum.device());
+  on(y.device(), [&](auto backend) { rms_norm_forward(backend, op, y, {}); });
+  return y;
 }
 
 void RmsNorm::backward(const Tensor& dy, const Tensor& dsum, Grads& to) const {

@@ -28,8 +28,8 @@ using Row = Elements<T, n>;
 // T is the type of x and y; the stream is f32.
 template <class T>
 struct Forward {
-  Row<T> x, y;
-  Row<float> residual, sum, weight;  // sum: undefined if it is x
+  Row<T> x, y;                       // x: undefined if the residual is s already
+  Row<float> residual, sum, weight;  // sum: undefined if it is one of them
   int64_t rows;
   int channels;
   float eps;
@@ -49,8 +49,10 @@ __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
     const int64_t start = i * p.channels;
     Piece<T, n> x[held];
     float s[held][n] = {}, squares[1] = {0};
+    if (p.x) {
 #pragma unroll
-    for (int k = 0; k < held; ++k) x[k] = p.x.line(start).load(piece_start(k), p.channels);
+      for (int k = 0; k < held; ++k) x[k] = p.x.line(start).load(piece_start(k), p.channels);
+    }
     if (p.residual) {
 #pragma unroll
       for (int k = 0; k < held; ++k) p.residual.line(start).load(piece_start(k), p.channels, s[k]);
@@ -59,7 +61,7 @@ __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
     for (int k = 0; k < held; ++k) {
 #pragma unroll
       for (int c = 0; c < n; ++c) {
-        s[k][c] += x[k][c];
+        if (p.x) s[k][c] += x[k][c];
         squares[0] += s[k][c] * s[k][c];
       }
       if (p.sum) p.sum.line(start).put(piece_start(k), p.channels, s[k]);
@@ -157,9 +159,9 @@ int64_t most_at_once(int resident, int threads) { return 132 * std::clamp(reside
 void rms_norm_forward(Cuda on, const RmsNorm& op, const Tensor& y, const Tensor& sum) {
   const int64_t channels = op.x.size(-1), rows = op.x.count() / channels;
   with_gpu_float("RmsNorm", y.dtype(), [&]<class T>(T) {
-    const bool is_x = !op.residual && sum.dtype() == op.x.dtype();
-    const Forward<T> p{.x = Row<T>(op.x, channels), .y = Row<T>(y, channels),
-                       .residual = Row<float>(op.residual, channels),
+    const bool again = !sum, is_x = !again && !op.residual && sum.dtype() == op.x.dtype();
+    const Forward<T> p{.x = Row<T>(again ? Tensor() : op.x, channels), .y = Row<T>(y, channels),
+                       .residual = Row<float>(again ? op.x : op.residual, channels),
                        .sum = Row<float>(is_x ? Tensor() : sum, channels), .weight = Row<float>(op.weight, channels),
                        .rows = rows, .channels = static_cast<int>(channels), .eps = static_cast<float>(op.eps)};
     with_held(channels, [&](auto held, int threads) {

@@ -30,10 +30,20 @@ struct RmsNorm {
   void backward(const Tensor& dy, const Tensor& dsum, Grads& to) const;
 };
 
+/// y of an RmsNorm once more, bit for bit, from what its backward keeps.
+struct RmsNormAgain {
+  Tensor sum;     // s [..., channel]
+  Tensor weight;  // [channel]
+  double eps;
+  DType type;     // of y
+};
+Tensor rms_norm_again(const RmsNormAgain& norm);
+
 /// Gradients; an undefined tensor: not wanted. x and residual of one dtype have one gradient: then one of them at most.
 struct RmsNormSlots {
   Slot x, residual, weight;
 };
+/// sum undefined: op.x is s, there is no residual, and y alone is wanted.
 void rms_norm_forward(Cpu, const RmsNorm& op, const Tensor& y, const Tensor& sum);
 void rms_norm_forward(Cuda, const RmsNorm& op, const Tensor& y, const Tensor& sum);
 /// op.x is s. dsum may be undefined.

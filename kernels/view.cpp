@@ -60,7 +60,7 @@ Tensor Split::gradient_buffer(int output) {
 
 void Split::backward(std::span<const Tensor> dy, Grads& to) const {
   for (size_t i = 0; i < dy.size(); ++i)
-    if (!dy[i]) fill(part(buffer, sizes, i), 0);
+    if (!dy[i] && sizes[i] > 0) fill(part(buffer, sizes, i), 0);
   to.give(0, buffer);
 }
 

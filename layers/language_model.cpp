@@ -55,14 +55,18 @@ Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, const Context& context) const {
   const Range range(name);
   const auto [y, sum] = norm(x, residual);
-  return feed_forward(dropped(mixer(y, context), mixer_key, context), sum, context);
+  const Tensor out = mixer(y, context);
+  if (forgets(context)) norm.forget(y, sum);
+  return feed_forward(dropped(out, mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, Mamba2State& state,
                                         const Context& context) const {
   const Range range(name);
   const auto [y, sum] = norm(x, residual);
-  return feed_forward(dropped(mixer(y, state, context), mixer_key, context), sum, context);
+  const Tensor out = mixer(y, state, context);
+  if (forgets(context)) norm.forget(y, sum);
+  return feed_forward(dropped(out, mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
@@ -74,7 +78,9 @@ std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const
 std::array<Tensor, 2> Block::feed_forward(const Tensor& x, const Tensor& residual, const Context& context) const {
   if (!mlp) return {x, residual};
   const auto [y, sum] = (*mlp_norm)(x, residual);
-  return {dropped((*mlp)(y), mlp_key, context), sum};
+  const Tensor out = (*mlp)(y);
+  if (forgets(context)) mlp_norm->forget(y, sum);
+  return {dropped(out, mlp_key, context), sum};
 }
 
 Tensor Block::dropped(const Tensor& x, uint64_t key, const Context& context) const {
@@ -90,12 +96,13 @@ LanguageModel::LanguageModel(Params p, const Mesh& mesh, const LanguageModelOpti
   head = o.tied ? embedding.weight : Linear(p / "head", o.mixer.d_model, o.table_rows()).weight;
 }
 
-Tensor LanguageModel::hidden(const Tensor& tokens, const Context& context) const {
+Tensor LanguageModel::hidden(const Tensor& tokens, Context context) const {
   check(tokens.rank() == 2, "LanguageModel: tokens {} are not [batch, time]", to_string(tokens.shape()));
+  context.recompute = options.recompute;
   Tensor x = embedding(tokens), residual;
   for (const Block& block : blocks) {
     const auto run = [block, context](const Tensor& a, const Tensor& b) { return block(a, b, context); };
-    const auto [y, sum] = options.recompute ? recompute(run, x, residual) : run(x, residual);
+    const auto [y, sum] = options.recompute == Recompute::block ? recompute(run, x, residual) : run(x, residual);
     x = y, residual = sum;
   }
   return norm(x, residual)[0];

@@ -25,7 +25,7 @@ struct LanguageModelOptions {
   double dropout = 0;            // of each branch's output
   double eps = 1e-5;
   double z_loss = 0;
-  bool recompute = false;        // keep only the input of each block and run it again in backward
+  Recompute recompute = Recompute::cheap;  // what backward makes again instead of keeping it
   Mamba2Options mixer = {};
 
   /// FLOPs of one token in training, forward and backward, multiply and add counted: 6 for each weight of a product and
@@ -87,7 +87,7 @@ struct LanguageModel {
   Tensor step(const Tensor& token, State& state) const;
 
  private:
-  Tensor hidden(const Tensor& tokens, const Context& context) const;
+  Tensor hidden(const Tensor& tokens, Context context) const;
   Tensor logits(const Tensor& x) const;
 };
 

@@ -1,5 +1,6 @@
 #include "adder/layers/mamba2.h"
 
+#include "adder/autograd/recompute.h"
 #include "adder/core/error.h"
 #include "adder/kernels/elementwise.h"
 #include "adder/kernels/gated_rms_norm.h"
@@ -104,27 +105,36 @@ Tensor Mamba2::run(const Tensor& u, Mamba2State* state, const Context& context) 
   const auto parts = apply(Split{.x = apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}),
                                  .sizes = {o.mlp(), o.mlp(), o.ssm(), o.conv_channels(), o.heads()}});
   const Tensor &z0 = parts[0], &x0 = parts[1], &z = parts[2], &xBC = parts[3], &dt = parts[4];
+  const Mamba2State before = state ? *state : Mamba2State{};
   const Tensor mixed = state ? conv(xBC, state->conv, context.document) : conv(xBC, context.document);
   const auto inner = apply(Split{.x = mixed, .sizes = {o.ssm(), bc, bc}});
   const Tensor &x = inner[0], &B = inner[1], &C = inner[2];
   const Shape by_head{batch, time, o.heads(), o.head_dim}, by_group{batch, time, o.groups, o.d_state};
-  auto [y, last] = apply(Ssd{.x = x.reshape(by_head), .dt = dt, .A_log = A_log, .B = B.reshape(by_group),
-                             .C = C.reshape(by_group), .D = D, .z = o.rms_norm ? Tensor() : z.reshape(by_head),
-                             .dt_bias = dt_bias, .initial_state = state ? state->ssm : Tensor(),
-                             .document = context.document, .dt_min = o.dt_min, .dt_max = o.dt_max, .chunk = o.chunk});
-  if (state) state->ssm = std::move(last);
-  return output(y.reshape({batch, time, o.ssm()}), z, z0, x0);
+  const Ssd scan{.x = x.reshape(by_head), .dt = dt, .A_log = A_log, .B = B.reshape(by_group), .C = C.reshape(by_group),
+                 .D = D, .z = o.rms_norm ? Tensor() : z.reshape(by_head), .dt_bias = dt_bias,
+                 .initial_state = before.ssm, .document = context.document, .dt_min = o.dt_min, .dt_max = o.dt_max,
+                 .chunk = o.chunk, .final_state = state != nullptr};
+  const auto [by_heads, last] = apply(scan);
+  const Tensor y = by_heads.reshape({batch, time, o.ssm()});
+  if (state) state->ssm = last;
+  const Tensor n = gated(y, z, z0, x0), out = out_proj(n);
+  if (!forgets(context)) return out;
+  forget(mixed, [conv = conv, context](const Tensor& t, Tensor from) { return conv(t, from, context.document); }, xBC,
+         before.conv);
+  if (!n.same_storage(y)) forget(n, [m = *this](const auto&... t) { return m.gated(t...); }, y, z, z0, x0);
+  if (context.recompute == Recompute::scan) forget(y, scan);
+  return out;
 }
 
-// From the SSD's output on: norm, the MLP part, out_proj.
-Tensor Mamba2::output(const Tensor& y, const Tensor& z, const Tensor& z0, const Tensor& x0) const {
+// What out_proj reads: norm and the MLP part.
+Tensor Mamba2::gated(const Tensor& y, const Tensor& z, const Tensor& z0, const Tensor& x0) const {
   const Mamba2Options& o = options;
   Tensor n = y;
   if (o.rms_norm)
     n = apply(GatedRmsNorm{.y = y, .z = z, .weight = norm, .groups = o.norm_groups ? o.norm_groups : o.groups,
                            .norm_before_gate = o.norm_before_gate, .eps = o.eps});
   if (o.mlp() > 0) n = apply(Concatenate{.parts = {apply(SiluMultiply{.y = x0, .gate = z0}), n}});
-  return out_proj(n);
+  return n;
 }
 
 Tensor Mamba2::step(const Tensor& u, const Mamba2State& state) const {
@@ -140,7 +150,7 @@ Tensor Mamba2::step(const Tensor& u, const Mamba2State& state) const {
   const Tensor y = ssd_step({.x = mixed[0].reshape(by_head), .dt = dt, .A_log = A_log, .B = mixed[1].reshape(by_group),
                              .C = mixed[2].reshape(by_group), .D = D, .z = o.rms_norm ? Tensor() : z.reshape(by_head),
                              .dt_bias = dt_bias, .state = state.ssm, .dt_min = o.dt_min, .dt_max = o.dt_max});
-  return output(y.reshape({batch, o.ssm()}), z, z0, x0);
+  return out_proj(gated(y.reshape({batch, o.ssm()}), z, z0, x0));
 }
 
 Mamba2State Mamba2::zero_state(int64_t batch) const {

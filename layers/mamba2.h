@@ -8,8 +8,9 @@
 //
 // No part of in_proj's output is copied: its parts are views, and their gradients are written into one buffer.
 //
-// For backward the tape holds, a token, besides u: in_proj's output, 2 d_inner + 2 G N + H numbers; the convolution's
-// output, d_ssm + 2 G N; the SSD's output and the norm's, d_ssm each; and d_ssm N numbers a chunk of states.
+// For backward the tape holds, a token, besides u: in_proj's output, 2 d_inner + 2 G N + H numbers; the SSD's output,
+// d_ssm (not with Recompute::scan); and on the CPU d_ssm N numbers a chunk of states. Only with Recompute::none it holds
+// the convolution's output, d_ssm + 2 G N, and what out_proj reads, d_inner.
 #pragma once
 
 #include "adder/distributed/mesh.h"
@@ -78,7 +79,7 @@ struct Mamba2 {
 
  private:
   Tensor run(const Tensor& u, Mamba2State* state, const Context& context) const;
-  Tensor output(const Tensor& y, const Tensor& z, const Tensor& z0, const Tensor& x0) const;
+  Tensor gated(const Tensor& y, const Tensor& z, const Tensor& z0, const Tensor& x0) const;
 };
 
 }  // namespace adder::layers

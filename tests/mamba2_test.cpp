@@ -5,9 +5,11 @@
 #include "catch.h"
 
 using namespace adder;
+using layers::Context;
 using layers::Mamba2;
 using layers::Mamba2Options;
 using layers::Mamba2State;
+using layers::Recompute;
 
 namespace {
 
@@ -116,14 +118,39 @@ TEST_CASE("mamba2: the tape holds what the header says") {
   Params params(Device::cpu);
   const Mamba2 block(params, Mesh{}, {.d_model = 32, .d_state = 16, .head_dim = 8, .groups = 2, .chunk = 32});
   const Tensor u = random_normal({2, 64, 32}, 1, 1, 0, DType::f32);
-  const int64_t before = memory_use(Device::cpu).in_use, tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8,
-                entered = 2;
-  const Tensor y = block(u);
-  const int64_t floats =
-      tokens * (2 * d_inner + bc + heads) + tokens * (d_inner + bc) + 2 * tokens * d_inner + entered * d_inner * 16;
-  const int64_t held = memory_use(Device::cpu).in_use - before - y.count() * 4;
-  CHECK(held >= floats * 4);
-  CHECK(held < floats * 4 * 1.07);  // the pool rounds sizes up by at most an eighth, here by less
+  for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::scan}) {
+    const int64_t before = memory_use(Device::cpu).in_use, tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8, entered = 2;
+    const Tensor y = block(u, {.recompute = recompute});
+    int64_t floats = tokens * (2 * d_inner + bc + heads) + entered * d_inner * 16;
+    if (recompute != Recompute::scan) floats += tokens * d_inner;
+    if (recompute == Recompute::none) floats += tokens * (d_inner + bc) + tokens * d_inner;
+    const int64_t held = memory_use(Device::cpu).in_use - before - y.count() * 4;
+    CHECK(held >= floats * 4);
+    CHECK(held < floats * 4 * 1.07);  // the pool rounds sizes up by at most an eighth, here by less
+  }
+}
+
+TEST_CASE("mamba2: what is made again in backward has the same bits, every option, with a state and documents") {
+  for (const Mamba2Options& o : variants()) {
+    std::vector<Tensor> expected;
+    for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::scan}) {
+      Params params(Device::cpu, {.seed = 3});
+      const Mamba2 block(params, Mesh{}, o);
+      const Tensor u = leaf(random_normal({2, 7, o.d_model}, 1, 1, 0, DType::f32));
+      const Context context{.document = from_host({2, 7}, std::vector<int32_t>{0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5}),
+                            .recompute = recompute};
+      Mamba2State state = block.zero_state(2);
+      fill(state.conv, 0.5);
+      fill(state.ssm, -0.25);
+      const Tensor y = block(block(u, state, context), state, context);  // the first one's gradients through the state too
+      const Tensor dy = random_normal(y.shape(), 2, 1, 0, DType::f32);
+      backward({&y, 1}, {&dy, 1});
+      std::vector<Tensor> got = {y.detach(), gradient(u)};
+      for (const Param& p : params.all()) got.push_back(p.gradient);
+      if (expected.empty()) expected = got;
+      for (size_t i = 0; i < got.size(); ++i) CHECK(bitwise_equal(got[i], expected[i]));
+    }
+  }
 }
 
 TEST_CASE("mamba2: sizes that do not fit are named") {

@@ -27,7 +27,7 @@ struct Training {
   TokenFile data;
   Checkpoint checkpoint;
 
-  Training(const std::string& shard, const std::string& folder, bool recompute = false)
+  Training(const std::string& shard, const std::string& folder, layers::Recompute recompute = layers::Recompute::none)
       : model(params, Mesh{}, {.vocabulary = 257, .layers = 2, .dropout = 0.1, .recompute = recompute,
                                .mixer = {.d_model = 16, .d_state = 4, .head_dim = 8}}),
         optimizer(params),
@@ -80,7 +80,7 @@ TEST_CASE("resume: a run saved and resumed at any step ends with the same bits a
       while (first.data.step() < stop) first.step();
       first.checkpoint.save(first.data.step());
     }
-    Training second(shard, run, true);  // resumes; with recompute, which changes no bit either
+    Training second(shard, run, layers::Recompute::block);  // resumes; with recompute, which changes no bit either
     REQUIRE(second.checkpoint.resumed() == stop);
     REQUIRE(second.data.step() == stop);
     while (second.data.step() < steps) {

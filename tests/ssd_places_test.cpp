@@ -72,7 +72,7 @@ std::vector<Tensor> inputs_of(const Case& c, uint64_t seed = 1) {
 std::vector<Tensor> outputs_of(const Case& c, std::span<const Tensor> t) {
   const auto [y, last] = apply(Ssd{.x = t[0], .dt = t[1], .A_log = t[2], .B = t[3], .C = t[4], .D = t[5], .z = t[6],
                                    .dt_bias = t[7], .initial_state = t[8], .document = t[9], .softplus = c.softplus,
-                                   .dt_min = c.least, .dt_max = c.most, .chunk = c.chunk});
+                                   .dt_min = c.least, .dt_max = c.most, .chunk = c.chunk, .final_state = true});
   return {y, last};
 }
 

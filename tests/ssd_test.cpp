@@ -37,7 +37,7 @@ std::vector<Tensor> inputs_of(const Case& c, uint64_t seed = 1) {
 
 Ssd op_of(std::span<const Tensor> t, const Tensor& document = {}, int64_t chunk = 4, bool softplus = true) {
   return {.x = t[0], .dt = t[1], .A_log = t[2], .B = t[3], .C = t[4], .D = t[5], .z = t[6], .dt_bias = t[7],
-          .initial_state = t[8], .document = document, .softplus = softplus, .chunk = chunk};
+          .initial_state = t[8], .document = document, .softplus = softplus, .chunk = chunk, .final_state = true};
 }
 
 std::array<Tensor, 2> run(std::span<const Tensor> t, const Tensor& document = {}, int64_t chunk = 4,
@@ -486,7 +486,7 @@ TEST_CASE("ssd: torn tokens, pitched D and states, one tensor as B and C: gradie
         const auto h = apply(Split{.x = t[3], .sizes = {4}});
         const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0],
                                          .z = x[1], .dt_bias = {}, .initial_state = S[0].reshape({2, 2, 3, 4}),
-                                         .document = {}, .chunk = 3});
+                                         .document = {}, .chunk = 3, .final_state = true});
         return std::vector{y, last, D[1], S[1]};
       },
       {random_normal({2, 5, 2, 6}, 1), random_normal({2, 5}, 2), random_normal({2, 27}, 3),

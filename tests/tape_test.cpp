@@ -257,3 +257,120 @@ TEST_CASE("recompute: keeps no more than its inputs") {
   const Tensor again = recompute(chain, x);
   CHECK(memory_use(Device::cpu).in_use - middle == one);  // the output alone: x was there
 }
+
+TEST_CASE("forget: the memory is gone until somebody asks, then it is made again, once, for all views") {
+  const Tensor x = leaf(random_normal({64, 64}, 1)), w = random_normal({64, 64}, 2);
+  const int64_t one = 64 * 64 * 8, before = memory_use(Device::cpu).in_use;
+  int made = 0;
+  const auto f = [&made, w](const Tensor& t) {
+    ++made;
+    return apply(Matmul{.x = t, .weight = w, .bias = {}});
+  };
+  Tensor y = f(x);
+  const Tensor row = y.slice_first(3, 4), part = y.slice_last(5, 9), expected = clone(y.detach());
+  CHECK(memory_use(Device::cpu).in_use - before == 2 * one);
+  forget(y, f, x);
+  CHECK(memory_use(Device::cpu).in_use - before == one);
+  CHECK(y.shape() == Shape{64, 64});
+  CHECK(made == 1);
+  CHECK(bitwise_equal(part, expected.slice_last(5, 9)));
+  CHECK(made == 2);
+  CHECK(bitwise_equal(y, expected));
+  CHECK(bitwise_equal(row, expected.slice_first(3, 4)));
+  CHECK(made == 2);
+  CHECK(memory_use(Device::cpu).in_use - before == 2 * one);
+  forget(y, f, x);  // and once more
+  CHECK(memory_use(Device::cpu).in_use - before == one);
+  CHECK(bitwise_equal(y, expected));
+  CHECK(made == 3);
+}
+
+TEST_CASE("forget: backward makes again what it reads, frees it, and gives the same gradients") {
+  const Tensor x = leaf(random_normal({64, 64}, 1)), v = leaf(random_normal({64, 64}, 2)), w = leaf(random_normal({64, 64}, 3));
+  const Tensor dz = random_normal({64, 64}, 4);
+  const int64_t one = 64 * 64 * 8;
+  std::vector<Tensor> expected;
+  for (const bool forgets : {false, true}) {
+    for (const Tensor& t : {x, v, w}) clear_gradient(t);
+    const int64_t before = memory_use(Device::cpu).in_use;
+    const Matmul first{.x = x, .weight = v, .bias = {}};
+    Tensor y = apply(first), z = apply(Matmul{.x = y, .weight = w, .bias = {}});
+    if (forgets) forget(y, first);
+    y = {};
+    CHECK(memory_use(Device::cpu).in_use - before == (forgets ? 1 : 2) * one);  // z, and y for the gradient of w
+    backward({&z, 1}, {&dz, 1});
+    z = {};
+    if (forgets) CHECK(memory_use(Device::cpu).in_use == before);  // the gradients of the leaves were there
+    if (expected.empty()) expected = {clone(gradient(x)), clone(gradient(v)), clone(gradient(w))};
+    CHECK(bitwise_equal(gradient(x), expected[0]));
+    CHECK(bitwise_equal(gradient(v), expected[1]));
+    CHECK(bitwise_equal(gradient(w), expected[2]));
+  }
+}
+
+TEST_CASE("forget: what is forgotten may need what is forgotten") {
+  const Tensor x = leaf(random_normal({4, 4}, 1));
+  const Tensor a = same(x), b = same(a), c = same(b), expected = clone(c.detach());
+  const auto copied = [](const Tensor& t) { return clone(t); };
+  forget(a, copied, x);
+  forget(b, copied, a);
+  forget(c, copied, b);
+  CHECK(bitwise_equal(c, expected));
+}
+
+TEST_CASE("forget: an unread tensor frees what it would have been made from") {
+  const int64_t before = memory_use(Device::cpu).in_use;
+  {
+    Tensor y;
+    {
+      const Tensor x = leaf(random_normal({64, 64}, 1));
+      y = same(x);
+      forget(y, [](const Tensor& t) { return clone(t); }, x);
+    }
+    CHECK(memory_use(Device::cpu).in_use - before == 64 * 64 * 8);
+  }
+  CHECK(memory_use(Device::cpu).in_use == before);
+}
+
+TEST_CASE("forget: nothing is forgotten that was not recorded") {
+  const Tensor x = leaf(random_normal({64, 64}, 1));
+  NoGrad none;
+  const Tensor y = same(x);
+  const int64_t before = memory_use(Device::cpu).in_use;
+  forget(y, [](const Tensor& t) { return t; }, x);
+  CHECK(memory_use(Device::cpu).in_use == before);
+}
+
+TEST_CASE("forget: a function that throws is called again, one that makes something else is refused") {
+  const Tensor x = leaf(full({4}, 2, DType::f64));
+  int calls = 0;
+  const Tensor y = same(x), z = same(x), v = same(x), dy = full({4}, 1, DType::f64);
+  forget(y, [&calls](const Tensor& t) {
+    if (++calls == 1) fail("not today");
+    return clone(t);
+  }, x);
+  CHECK_THROWS_WITH(item(y.slice_first(0, 1)), ContainsSubstring("not today"));
+  CHECK(item(y.slice_first(0, 1)) == 2);
+  CHECK(calls == 2);
+  forget(z, [](const Tensor& t) { return to(t, DType::f32); }, x);
+  CHECK_THROWS_WITH(to_host(z), ContainsSubstring("is not the f64 tensor [4] that was given back"));
+  const Tensor held = clone(x.detach());
+  forget(v, [held](const Tensor&) { return held; }, x);
+  CHECK_THROWS_WITH(to_host(v), ContainsSubstring("held by"));
+  CHECK(item(held.slice_first(0, 1)) == 2);
+  CHECK_THROWS_WITH(y.slice_first(0, 2).give_back([] { return Tensor(); }), ContainsSubstring("not all of its storage"));
+}
+
+TEST_CASE("forget: many threads that ask at once get one block") {
+  const Tensor x = leaf(random_normal({64, 64}, 1)), y = same(x);
+  int made = 0;
+  forget(y, [&made](const Tensor& t) {
+    ++made;
+    return clone(t);
+  }, x);
+  void* seen[8] = {};
+#pragma omp parallel for num_threads(8)
+  for (int i = 0; i < 8; ++i) seen[i] = y.address();
+  CHECK(made == 1);
+  for (void* p : seen) CHECK(p == y.address());
+}

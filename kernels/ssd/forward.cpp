@@ -23,9 +23,9 @@ struct HeadPass {
     for (const Chunk& chunk : chunks.of_row(b)) {
       if (chunk.enters()) std::copy_n(S.begin(), cells, to.states.data<T>() + (chunk.state * n.heads + h) * cells);
       output(chunk, h);
-      next_state(chunk, h);
+      if (!chunk.last || to.final_state) next_state(chunk, h);
     }
-    std::copy_n(S.begin(), cells, to.final_state.data<T>() + (b * n.heads + h) * cells);
+    if (to.final_state) std::copy_n(S.begin(), cells, to.final_state.data<T>() + (b * n.heads + h) * cells);
   }
 
   // Y_i = e^{cs_i} S C_i + Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j

@@ -70,7 +70,8 @@ std::array<Tensor, 2> Ssd::forward() {
   const Device device = x.device();
   const int64_t heads = x.size(2), width = x.size(3), state = B.size(3);
   const int64_t kept = on(device, [&](auto backend) { return ssd_states(backend, *this); });
-  const SsdResult to{.y = empty_like(x), .final_state = Tensor({x.size(0), heads, width, state}, A_log.dtype(), device),
+  const SsdResult to{.y = empty_like(x),
+                     .final_state = final_state ? Tensor({x.size(0), heads, width, state}, A_log.dtype(), device) : Tensor(),
                      .states = Tensor({kept, heads, width, state}, A_log.dtype(), device),
                      .ungated = z ? Tensor(x.shape(), A_log.dtype(), device) : Tensor()};
   on(device, [&](auto backend) { ssd_forward(backend, *this, to); });
@@ -88,7 +89,8 @@ void Ssd::backward(const Tensor& dy, const Tensor& dfinal, Grads& to) const {
     const auto i = static_cast<size_t>(number);
     if (to.wants(number)) slots[i] = to.slot(number);
     const bool direct = slots[i].tensor && !slots[i].accumulate && slots[i].tensor.dtype() == input.dtype() &&
-                        number != 8 && input.rank() > 2 && whole_tokens(slots[i].tensor);
+                        number != 8 &&
+                        (input.rank() > 2 ? whole_tokens(slots[i].tensor) : slots[i].tensor.contiguous());
     return direct ? slots[i].tensor : own[i] = empty_like(input);
   };
   const Tensor state_like({x.size(0), x.size(2), x.size(3), B.size(3)}, A_log.dtype(), x.device());

@@ -54,6 +54,8 @@ struct Ssd {
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  // Δ beyond them is clamped, gradient 0
   int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result depends on it by rounding alone.
                          // The GPU takes it as the segments of backward token by token; chunks there have 64
+  int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result does not depend on it beyond rounding
+  bool final_state = false;  // whether the second output is wanted; otherwise it is undefined
 
   // Kept for backward, besides all inputs but initial_state:
   Tensor states = {};    // [entered, head, head_dim, state] the state that enters each chunk that one enters; the GPU
@@ -69,7 +71,7 @@ struct Ssd {
 
 /// Where the outputs of the kernel go; the caller allocates.
 struct SsdResult {
-  Tensor y, final_state;  // contiguous
+  Tensor y, final_state;  // contiguous; an undefined final state is not wanted
   Tensor states, ungated;  // as in Ssd
 };
 /// Where the gradients go, all overwritten. D, z, dt_bias and initial_state may be undefined: not wanted. Tokens of x,
