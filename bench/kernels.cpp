@@ -135,21 +135,23 @@ void embedding(const Bench& bench, int64_t positions, int64_t vocabulary, int64_
   });
 }
 
+// As in a training step: forward computes the gradients, backward hands them over.
 void cross_entropy(const Bench& bench, int64_t count, int64_t d, int64_t vocabulary) {
   const std::string title = fmt::format("LinearCrossEntropy {} x {}, vocabulary {}", count, d, vocabulary);
   if (!bench.wants(title)) return;
   const Tensor x = leaf(normal({count, d}, 1)), w = weight({vocabulary, d}, 2), t = tokens({count}, 3, vocabulary);
   const Tensor scale = full({1}, 1 / static_cast<double>(count), DType::f64, Device::cuda);
-  const double numbers = product({count, d}) + product({vocabulary, d}), flops = 2 * product({count, d, vocabulary});
-  const Cost forward{2 * numbers, flops}, backward{4 * numbers + 2 * product({vocabulary, d}), 3 * flops};
+  const double xs = product({count, d}), ws = product({vocabulary, d}), flops = 2 * product({count, d, vocabulary});
+  const Cost forward{4 * xs + 6 * ws, 3 * flops}, backward{4 * xs + 8 * ws};
   operator_lines(bench, title, forward, backward, {x, w}, [&] {
-    return std::vector{apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .scale = scale})};
+    return std::vector{apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .scale = scale,
+                                                .with_gradients = true})};
   });
 }
 
-// The passes over the logits of one chunk, without the products around them.
+// The passes over the logits of one part, without the products around them.
 void softmax(const Bench& bench, int64_t count, int64_t vocabulary) {
-  const std::string title = fmt::format("CrossEntropy of a chunk {} x {}", count, vocabulary);
+  const std::string title = fmt::format("CrossEntropy of a part {} x {}", count, vocabulary);
   if (!bench.wants(title)) return;
   const Tensor logits = normal_f32({count, vocabulary}, 1, 2), t = tokens({count}, 2, vocabulary);
   const Tensor losses({count}, DType::f32, Device::cuda), lse = empty_like(losses);
@@ -225,13 +227,14 @@ int main(int argc, char** argv) try {
   for (const int64_t d : {1536, 4096}) gated_rms_norm(bench, 65536, d);
   embedding(bench, 65536, 50288, 768);
   cross_entropy(bench, 65536, 768, 50288);
-  softmax(bench, 1280, 50288);
+  softmax(bench, 512, 50288);
   adamw(bench, 130'000'000);
   linear(bench, "130m in_proj", 65536, 768, 3352);
   linear(bench, "130m out_proj", 65536, 1536, 768);
   linear(bench, "1.3b in_proj", 16384, 2048, 8512);
   linear(bench, "1.3b out_proj", 16384, 4096, 2048);
-  linear(bench, "head, a chunk", 1280, 768, 50288);
+  linear(bench, "head, a part of the logits", 512, 768, 50288);
+  linear(bench, "head, a chunk of gradients", 4096, 768, 50288);
 } catch (...) {
   return adder::exit_status();
 }

@@ -1,9 +1,11 @@
 #include "adder/kernels/cross_entropy.h"
 
 #include "adder/core/error.h"
+#include "adder/kernels/elementwise.h"
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/vector_math.h"
 
+#include <bit>
 #include <limits>
 
 namespace adder {
@@ -116,16 +118,29 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 // The dtype of logits and losses.
 DType wide(DType type) { return type == DType::bf16 ? DType::f32 : type; }
 
-// Tokens whose logits exist at a time.
-int64_t chunk_size(Device device, int64_t vocabulary) {
-  const int64_t row = std::max<int64_t>(1, vocabulary);
+// Tokens of a chunk, whose dlogits meet in the products of dx and dweight; and of a part of it, whose logits exist at a
+// time. They differ only with bf16 operands, whose dlogits lie beside the logits.
+struct Sizes {
+  int64_t chunk, part;
+};
+
+Sizes sizes_for(const Tensor& x, int64_t columns) {
+  const int64_t row = std::max<int64_t>(1, columns);
   // 4 MiB of f32 logits stay near the L2 cache; below 256 tokens the products would wait for the weight instead.
-  if (device == Device::cpu) return std::max<int64_t>(256, (1 << 20) / row);
-  // Whole tiles of the products, and enough of them; 2^26 logits are 256 MiB, and 128 MiB more are their gradients.
-  return std::max<int64_t>(1024, (1 << 26) / row / 256 * 256);
+  int64_t chunk = std::max<int64_t>(256, (1 << 20) / row);
+  if (x.device() == Device::cuda) {
+    // dx = dlogits W has 768 columns or so: below 4096 rows its tiles are too few for all processors; and every chunk
+    // reads and writes the whole of dweight. The logits have columns enough: 512 tokens fill the processors.
+    if (x.dtype() == DType::bf16) {
+      chunk = std::max<int64_t>(1024, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>((1 << 28) / row))));
+      return {chunk, chunk / 8};
+    }
+    chunk = std::max<int64_t>(1024, (1 << 26) / row / 256 * 256);
+  }
+  return {chunk, chunk};
 }
 
-// What forward, backward and token_losses share: the operands as matrices, and the logits of one chunk at a time.
+// What forward, backward and token_losses share: the operands as matrices, and the logits of one part at a time.
 class Chunks {
  public:
   Chunks(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t vocabulary, int64_t chunk) {
@@ -145,27 +160,36 @@ class Chunks {
     targets_ = contiguous(targets).reshape({targets.count()});
     weight_ = weight;
     vocabulary_ = vocabulary > 0 ? vocabulary : weight.size(0);
-    chunk_ = std::min(chunk > 0 ? chunk : chunk_size(x.device(), weight_.size(0)), tokens());
-    buffer_ = new_buffer(wide(x.dtype()));
+    const Sizes sizes = chunk > 0 ? Sizes{chunk, chunk} : sizes_for(x, weight.size(0));
+    chunk_ = std::min(sizes.chunk, tokens());
+    part_ = std::min(sizes.part, tokens());
+    buffer_ = new_buffer(part_, wide(x.dtype()));
   }
 
-  /// Room for the logits of a chunk. Rows start at multiples of 64 elements: products and kernels read whole pieces.
-  Tensor new_buffer(DType type) const {
+  /// Room for logits. Rows start at multiples of 64 elements: products and kernels read whole pieces.
+  Tensor new_buffer(int64_t tokens, DType type) const {
     const int64_t n = weight_.size(0), pitch = (n + 63) / 64 * 64;
-    const Tensor all({chunk_, pitch}, type, x_.device());
+    const Tensor all({tokens, pitch}, type, x_.device());
     if (pitch > n) fill(all.slice_last(n, pitch), 0);  // of a last piece that is read, not counted
     return all.slice_last(0, n);
   }
-  /// Calls f(begin, end, logits [end - begin, rows of the weight]) for every chunk; f may overwrite the logits.
+  /// Calls f(begin, end) for every chunk.
   template <class F>
   void each(F&& f) const {
-    for (int64_t begin = 0; begin < tokens(); begin += chunk_) {
-      const int64_t end = std::min(begin + chunk_, tokens());
+    for (int64_t begin = 0; begin < tokens(); begin += chunk_) f(begin, std::min(begin + chunk_, tokens()));
+  }
+  /// Calls f(begin, end, logits [end - begin, rows of the weight]) for every part of some tokens; f may overwrite the
+  /// logits.
+  template <class F>
+  void each_part(int64_t first, int64_t last, F&& f) const {
+    for (int64_t begin = first; begin < last; begin += part_) {
+      const int64_t end = std::min(begin + part_, last);
       const Tensor logits = buffer_.slice_first(0, end - begin);
       multiply({.a = x_.slice_first(begin, end), .b = weight_, .c = logits, .transpose_b = true});
       f(begin, end, logits);
     }
   }
+  int64_t chunk() const { return chunk_; }
   int64_t tokens() const { return x_.size(0); }
   const Tensor& x() const { return x_; }              // [tokens, d]
   const Tensor& weight() const { return weight_; }    // [rows, d]
@@ -174,27 +198,62 @@ class Chunks {
 
  private:
   Tensor x_, weight_, targets_, buffer_;
-  int64_t vocabulary_, chunk_;
+  int64_t vocabulary_, chunk_, part_;
 };
 
 struct TokenLosses {
   Tensor losses, logsumexp;  // [tokens]
+
+  explicit TokenLosses(const Chunks& chunks)
+      : losses({chunks.tokens()}, wide(chunks.x().dtype()), chunks.x().device()), logsumexp(empty_like(losses)) {
+    if (chunks.x().device() == Device::cpu) check_targets(chunks.targets(), chunks.vocabulary());
+  }
+  /// Sets those of a part.
+  void set(const Chunks& chunks, int64_t begin, int64_t end, const Tensor& logits, double z_loss) const {
+    on(logits.device(), [&](auto backend) {
+      cross_entropy_forward(backend, logits.slice_last(0, chunks.vocabulary()),
+                            chunks.targets().slice_first(begin, end), z_loss, losses.slice_first(begin, end),
+                            logsumexp.slice_first(begin, end));
+    });
+  }
 };
 
-TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
-  const Tensor& x = chunks.x();
-  const Shape shape{chunks.tokens()};
-  const DType type = wide(x.dtype());
-  const TokenLosses result{Tensor(shape, type, x.device()), Tensor(shape, type, x.device())};
-  if (x.device() == Device::cpu) check_targets(chunks.targets(), chunks.vocabulary());
-  on(x.device(), [&](auto backend) {
-    chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
-      cross_entropy_forward(backend, logits.slice_last(0, chunks.vocabulary()),
-                            chunks.targets().slice_first(begin, end), z_loss, result.losses.slice_first(begin, end),
-                            result.logsumexp.slice_first(begin, end));
+// Where the gradients go; an undefined tensor: not wanted. dweight is added to.
+struct Gradients {
+  Slot dx;
+  Tensor dweight, dloss;
+};
+
+// Calls see(begin, end, logits) for every part before its logits become dlogits.
+template <class F>
+void run_backward(const Chunks& chunks, const LinearCrossEntropy& op, const Gradients& to, F&& see) {
+  const DType type = chunks.x().dtype();
+  const Tensor rounded = type == DType::bf16 ? chunks.new_buffer(chunks.chunk(), type) : Tensor();
+  const int64_t vocabulary = chunks.vocabulary(), columns = chunks.weight().size(0);
+  chunks.each([&](int64_t first, int64_t last) {
+    Tensor dlogits;
+    chunks.each_part(first, last, [&](int64_t begin, int64_t end, const Tensor& logits) {
+      see(begin, end, logits);
+      dlogits = rounded ? rounded.slice_first(begin - first, end - first) : logits;
+      on(logits.device(), [&](auto backend) {
+        cross_entropy_backward(backend, {.logits = logits.slice_last(0, vocabulary),
+                                         .dlogits = dlogits.slice_last(0, vocabulary),
+                                         .targets = chunks.targets().slice_first(begin, end),
+                                         .logsumexp = op.logsumexp.slice_first(begin, end),
+                                         .dloss = to.dloss,
+                                         .scale = op.scale,
+                                         .z_loss = op.z_loss});
+      });
+      if (vocabulary < columns) fill(dlogits.slice_last(vocabulary, columns), 0);
     });
+    if (rounded) dlogits = rounded.slice_first(0, last - first);
+    if (to.dx.tensor)
+      multiply({.a = dlogits, .b = chunks.weight(), .c = to.dx.tensor.matrix().slice_first(first, last),
+                .beta = to.dx.accumulate ? 1.0 : 0.0});
+    if (to.dweight)
+      multiply({.a = dlogits, .b = chunks.x().slice_first(first, last), .c = to.dweight, .transpose_a = true,
+                .beta = 1});
   });
-  return result;
 }
 
 }  // namespace
@@ -204,42 +263,52 @@ Tensor LinearCrossEntropy::forward() {
   check(!scale || (scale.count() == 1 && scale.dtype() == DType::f64 && scale.device() == x.device()),
         "LinearCrossEntropy: scale is {} {}, not f64 [1] where x is", scale ? name(scale.dtype()) : "",
         scale ? to_string(scale.shape()) : "");
-  const TokenLosses tokens = forward_chunks(chunks, z_loss);
+  const TokenLosses tokens(chunks);
   logsumexp = tokens.logsumexp;
+  const auto see = [&](int64_t begin, int64_t end, const Tensor& logits) {
+    tokens.set(chunks, begin, end, logits, z_loss);
+  };
+  if (with_gradients) {
+    dx = Tensor(x.shape(), x.dtype(), x.device());
+    dweight = zeros(weight.shape(), wide(x.dtype()), x.device());
+    run_backward(chunks, *this, {.dx = {dx, false}, .dweight = dweight, .dloss = {}}, see);
+  } else {
+    chunks.each_part(0, chunks.tokens(), see);
+  }
   const Tensor loss({1}, wide(x.dtype()), x.device());
   on(x.device(), [&](auto backend) { sum_losses(backend, tokens.losses, chunks.targets(), scale, loss); });
+  if (with_gradients) x = weight = targets = scale = logsumexp = {};
   return loss;
 }
 
 void LinearCrossEntropy::backward(const Tensor& dloss, Grads& to) const {
-  if (!to.wants(0) && !to.wants(1)) return;
-  const Slot dx = to.wants(0) ? to.slot(0) : Slot{}, dw = to.wants(1) ? to.slot(1) : Slot{};
-  const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  if (dw.tensor && !dw.accumulate) fill(dw.tensor, 0);  // the chunks then add
-  const int64_t vocabulary = chunks.vocabulary(), rows = chunks.weight().size(0);
-  const Tensor rounded = x.dtype() == DType::bf16 ? chunks.new_buffer(DType::bf16) : Tensor();
-  chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
-    const Tensor dlogits = rounded ? rounded.slice_first(0, end - begin) : logits;
-    on(x.device(), [&](auto backend) {
-      cross_entropy_backward(backend, {.logits = logits.slice_last(0, vocabulary),
-                                       .dlogits = dlogits.slice_last(0, vocabulary),
-                                       .targets = chunks.targets().slice_first(begin, end),
-                                       .logsumexp = logsumexp.slice_first(begin, end),
-                                       .dloss = dloss,
-                                       .scale = scale,
-                                       .z_loss = z_loss});
+  if (with_gradients) {
+    on(dloss.device(), [&](auto backend) {
+      if (to.wants(0)) {
+        adder::scale(backend, dx, dloss, {dx, false});
+        to.give(0, dx);
+      }
+      if (to.wants(1)) {
+        const Slot slot = to.slot(1);
+        adder::scale(backend, adder::to(dweight, slot.tensor.dtype()), dloss, slot);
+      }
     });
-    if (vocabulary < rows) fill(dlogits.slice_last(vocabulary, rows), 0);
-    if (dx.tensor)
-      multiply({.a = dlogits, .b = chunks.weight(), .c = dx.tensor.matrix().slice_first(begin, end),
-                .beta = dx.accumulate ? 1.0 : 0.0});
-    if (dw.tensor)
-      multiply({.a = dlogits, .b = chunks.x().slice_first(begin, end), .c = dw.tensor, .transpose_a = true, .beta = 1});
-  });
+    return;
+  }
+  if (!to.wants(0) && !to.wants(1)) return;
+  const Slot slot_x = to.wants(0) ? to.slot(0) : Slot{}, slot_weight = to.wants(1) ? to.slot(1) : Slot{};
+  if (slot_weight.tensor && !slot_weight.accumulate) fill(slot_weight.tensor, 0);
+  run_backward(Chunks(x, weight, targets, vocabulary, chunk), *this,
+               {.dx = slot_x, .dweight = slot_weight.tensor, .dloss = dloss}, [](auto&&...) {});
 }
 
 Tensor token_losses(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t vocabulary, int64_t chunk) {
-  return forward_chunks(Chunks(x, weight, targets, vocabulary, chunk), 0).losses.reshape(targets.shape());
+  const Chunks chunks(x, weight, targets, vocabulary, chunk);
+  const TokenLosses tokens(chunks);
+  chunks.each_part(0, chunks.tokens(), [&](int64_t begin, int64_t end, const Tensor& logits) {
+    tokens.set(chunks, begin, end, logits, 0);
+  });
+  return tokens.losses.reshape(targets.shape());
 }
 
 }  // namespace adder

@@ -146,8 +146,8 @@ struct Backward {
   Rows<float> logits;
   Rows<T> dlogits;
   const int32_t* target;
-  const float *lse, *dloss;
-  const double* scale;  // null: 1
+  const float *lse, *dloss;  // dloss, scale: null is 1
+  const double* scale;
   float z_loss;
 };
 
@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(threads) backward(Backward<T> p) {
   const int64_t i = blockIdx.x;
   const int32_t target = p.target[i];
   const bool counted = target != not_counted;  // a wrong target has an lse that is NaN
-  const float factor = static_cast<float>(*p.dloss * (p.scale == nullptr ? 1.0 : *p.scale));
+  const double dloss = p.dloss == nullptr ? 1.0 : *p.dloss, scale = p.scale == nullptr ? 1.0 : *p.scale;
+  const float factor = static_cast<float>(dloss * scale);
   const float lse = p.lse[i], weight = factor * (1 + 2 * p.z_loss * lse);
   constexpr int pieces = 2;
   for (int first = static_cast<int>(threadIdx.x) * n; first < p.logits.columns; first += step * pieces) {
@@ -188,7 +189,10 @@ __global__ void __launch_bounds__(1024) sum_all(const float* loss, const int32_t
   if (threadIdx.x == 0) *to = sums[1] == 0 ? 0.0f : static_cast<float>(sums[0] * (scale == nullptr ? 1.0 : *scale));
 }
 
-const double* data_or_null(const Tensor& scale) { return scale ? scale.data<double>() : nullptr; }
+template <class T>
+const T* data_or_null(const Tensor& t) {
+  return t ? t.data<T>() : nullptr;
+}
 
 }  // namespace
 
@@ -201,15 +205,15 @@ void cross_entropy_forward(Cuda on, const Tensor& logits, const Tensor& targets,
 }
 
 void sum_losses(Cuda on, const Tensor& losses, const Tensor& targets, const Tensor& scale, const Tensor& to) {
-  launch(sum_all, 1, 1024, 0, on, losses.data<float>(), targets.data<int32_t>(), losses.count(), data_or_null(scale),
-         to.data<float>());
+  launch(sum_all, 1, 1024, 0, on, losses.data<float>(), targets.data<int32_t>(), losses.count(),
+         data_or_null<double>(scale), to.data<float>());
 }
 
 void cross_entropy_backward(Cuda on, const CrossEntropyBackward& b) {
   with_gpu_float("LinearCrossEntropy", b.dlogits.dtype(), [&]<class T>(T) {
     const Backward<T> p{.logits = Rows<float>(b.logits), .dlogits = Rows<T>(b.dlogits),
                         .target = b.targets.data<int32_t>(), .lse = b.logsumexp.data<float>(),
-                        .dloss = b.dloss.data<float>(), .scale = data_or_null(b.scale),
+                        .dloss = data_or_null<float>(b.dloss), .scale = data_or_null<double>(b.scale),
                         .z_loss = static_cast<float>(b.z_loss)};
     launch(backward<T>, blocks(b.logits.size(0), 1), threads, 0, on, p);
   });

@@ -32,6 +32,8 @@ void scale(Cpu, const Tensor& x, double factor, const Slot& y) {
   });
 }
 
+void scale(Cpu on, const Tensor& x, const Tensor& factor, const Slot& y) { scale(on, x, item(factor), y); }
+
 void silu_forward(Cpu, const Tensor& x, const Tensor& y) {
   with_float("Silu", x.dtype(), [&]<class T>(T) {
     each_piece<T>([](int64_t n, const T* x_, T* y_) {

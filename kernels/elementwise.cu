@@ -49,6 +49,10 @@ struct By {
   float factor;
   __device__ float operator()(float x) const { return factor * x; }
 };
+struct ByGiven {
+  const float* factor;
+  __device__ float operator()(float x) const { return *factor * x; }
+};
 struct SiluOf {
   __device__ float operator()(float x) const { return math::silu(x); }
 };
@@ -90,6 +94,10 @@ void multiply(Cuda on, const Tensor& a, const Tensor& b, const Slot& y) { run("M
 
 void scale(Cuda on, const Tensor& x, double factor, const Slot& y) {
   run("Scale", on, By{static_cast<float>(factor)}, y, x);
+}
+
+void scale(Cuda on, const Tensor& x, const Tensor& factor, const Slot& y) {
+  run("Scale", on, ByGiven{factor.data<float>()}, y, x);
 }
 
 void silu_forward(Cuda on, const Tensor& x, const Tensor& y) { run("Silu", on, SiluOf{}, {y, false}, x); }

@@ -67,6 +67,9 @@ void multiply(Cpu, const Tensor& a, const Tensor& b, const Slot& y);
 void multiply(Cuda, const Tensor& a, const Tensor& b, const Slot& y);
 void scale(Cpu, const Tensor& x, double factor, const Slot& y);
 void scale(Cuda, const Tensor& x, double factor, const Slot& y);
+/// The factor, [1], is read where it lies; f32 on the GPU, x's dtype on the CPU. y may be x.
+void scale(Cpu, const Tensor& x, const Tensor& factor, const Slot& y);
+void scale(Cuda, const Tensor& x, const Tensor& factor, const Slot& y);
 void silu_forward(Cpu, const Tensor& x, const Tensor& y);
 void silu_forward(Cuda, const Tensor& x, const Tensor& y);
 void silu_backward(Cpu, const Tensor& x, const Tensor& dy, const Slot& dx);

@@ -1,9 +1,10 @@
-// A block of a few warps takes a group of a row at a time and holds it in registers, 24 channels a thread in bf16, so that
-// memory is touched once, the sums over the row pass few barriers, and rows of other blocks are on their way meanwhile:
-// at 1536 channels two warps a row, eight rows a processor. A block takes many rows, so that the weight and the sums of
-// dweight stay in registers too. Floor at memory speed, N = rows x channels, bf16: forward 6 N bytes (y, z in; out),
-// backward 10 N (y, z, dout in; dy, dz out). Instructions come second: some 40 a channel backward, half of what the
-// memory's time allows; so the gate is opened once, its sigmoid is kept and takes two of the special function unit.
+// A block of a few warps takes a group of a row at a time and holds it in registers, 24 channels a thread in bf16, so
+// that memory is touched once, the sums over the row pass few barriers, and rows of other blocks are on their way
+// meanwhile: at 1536 channels two warps a row, eight rows a processor. A block takes many rows, so that the weight and
+// the sums of dweight stay in registers too.
+// Floor at memory speed, N = rows x channels, bf16: forward 6 N bytes (y, z in; out), backward 10 N (y, z, dout in; dy,
+// dz out). Instructions come second: some 40 a channel backward, half of what the memory's time allows; so the gate is
+// opened once, its sigmoid is kept and takes two of the special function unit.
 // dweight: sum_rows sums what the blocks leave.
 #include "adder/kernels/gated_rms_norm.h"
 

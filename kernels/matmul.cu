@@ -48,7 +48,8 @@ void run(Cuda on, const Tensor& x, int64_t splits, const Tensor& to, bool accumu
   const int64_t rows = x.size(0), width = x.size(1), each = (rows + splits - 1) / splits;
   if (width > 1 << 30) fail("sum_rows: more than 2^30 columns on the GPU");
   launch(sum_block<T, To>, dim3(blocks(width, columns * Elements<T>::n), static_cast<unsigned>(splits)),
-         dim3(columns, lanes), 0, on, Elements<T>(x, width), rows, static_cast<int>(width), each, Elements<To>(to), accumulate);
+         dim3(columns, lanes), 0, on, Elements<T>(x, width), rows, static_cast<int>(width), each, Elements<To>(to),
+         accumulate);
 }
 
 }  // namespace
@@ -57,8 +58,8 @@ void sum_rows(Cuda on, const Tensor& x, const Tensor& to, bool accumulate) {
   const Tensor rows = x.matrix();
   if (to.shape() != Shape{rows.size(1)}) fail("sum_rows: the sums are not as many as the columns");
   if (rows.count() == 0) return accumulate ? void() : fill(to, 0);
-  // Parts of at least 64 rows, of 512 beyond 128 parts; at most 1024 parts. They depend on the shape alone. Few rows are
-  // a matter of latency: a thread sums 8 of 64, then 2 of 16 parts.
+  // Parts of at least 64 rows, of 512 beyond 128 parts; at most 1024 parts. They depend on the shape alone. Few rows
+  // are a matter of latency: a thread sums 8 of 64, then 2 of 16 parts.
   const int64_t count = rows.size(0);
   const int64_t splits = std::clamp<int64_t>(std::max(std::min<int64_t>(count / 64, 128), count / 512), 1, 1024);
   Tensor from = rows;

@@ -1,6 +1,7 @@
-// A block of a few warps takes a row at a time and holds it in registers, 24 channels a thread, so that memory is touched
-// once, the sums over the row pass few barriers or none, and rows of other blocks are on their way meanwhile: at 768
-// channels a warp takes a row. A block takes many rows, so that the weight and the sums of dweight stay in registers too.
+// A block of a few warps takes a row at a time and holds it in registers, 24 channels a thread, so that memory is
+// touched once, the sums over the row pass few barriers or none, and rows of other blocks are on their way meanwhile:
+// at 768 channels a warp takes a row. A block takes many rows, so that the weight and the sums of dweight stay in
+// registers too.
 // Floor at memory speed, N = rows x channels. bf16: forward 12 N bytes (x 2, residual 4 in; y 2, s 4 out; 8 N without a
 // residual), backward 16 N (s 4, dy 2, ds 4 in; 2 and 4 out). f32: 16 N each.
 // dweight: sum_rows sums what the blocks leave.

@@ -115,7 +115,8 @@ Tensor LanguageModel::loss(const Batch& given, Mode mode) const {
   const Tensor x = hidden(batch.tokens, context);
   const Range range("loss");
   return apply(LinearCrossEntropy{.x = x, .weight = head, .targets = batch.targets, .scale = batch.scale,
-                                  .vocabulary = options.vocabulary, .z_loss = options.z_loss});
+                                  .vocabulary = options.vocabulary, .z_loss = options.z_loss,
+                                  .with_gradients = recording()});
 }
 
 Tensor LanguageModel::token_losses(const Batch& given) const {

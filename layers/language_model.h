@@ -72,7 +72,7 @@ struct LanguageModel {
   LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o);
 
   /// batch.scale x the sum of the nats of its counted targets, [1]: over the micro-batches and ranks of a step these
-  /// add to the mean.
+  /// add to the mean. If the tape records, this computes the output projection's gradients too (cross_entropy.h).
   Tensor loss(const Batch& batch, Mode mode = Mode::train) const;
   /// Nats of every target, [batch, time]; 0 where it is not counted. Not recorded.
   Tensor token_losses(const Batch& batch) const;
