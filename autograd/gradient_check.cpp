@@ -84,7 +84,8 @@ GradientCheck check_gradients(const TensorFunction& f, std::vector<Tensor> input
       at[i] = moved(inputs[i], v, -h);
       const double fd = (up - projected(f, at, weights)) / (2 * h);
       const double scale = std::max({std::abs(fd), std::abs(an), 1e-3 * norm, 1e-300});
-      note(std::abs(an - fd) / scale, fmt::format("input {}, direction {}: {} by backward, {} by differences", i, d, an, fd));
+      note(std::abs(an - fd) / scale,
+           fmt::format("input {}, direction {}: {} by backward, {} by differences", i, d, an, fd));
     }
   }
   return result;

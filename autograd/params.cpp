@@ -110,7 +110,8 @@ Tensor Params::create(std::string_view name, const Shape& shape, const Init& ini
   const std::string full_name = join(name);
   check(arena.names.insert(full_name).second, "Params: the name {} is taken", full_name);
   const int axis = options.shard_axis;
-  const Range range = part_of(full_name, axis < 0 ? 0 : shape[axis], options, arena.options.shard, arena.options.shards);
+  const Range range =
+      part_of(full_name, axis < 0 ? 0 : shape[axis], options, arena.options.shard, arena.options.shards);
   const Shape local = axis < 0 ? shape : shape.with(axis, range.end - range.begin);
 
   const int64_t capacity = std::max(local.count(), block_bytes / size_of(dtype()));
@@ -142,7 +143,8 @@ Tensor Params::create_packed(std::string_view name, int64_t columns, const std::
     check(static_cast<bool>(part.init), "{}: no initial value", inner.join(part.name));
     check(part.options.product == product, "{}: some parts are weights of a product, and some are not", inner.path());
     check(part.options.shard_axis <= 0, "{}: a packed part is cut by rows or not at all", inner.join(part.name));
-    ranges.push_back(part_of(inner.join(part.name), part.rows, part.options, arena.options.shard, arena.options.shards));
+    ranges.push_back(
+        part_of(inner.join(part.name), part.rows, part.options, arena.options.shard, arena.options.shards));
     rows += ranges.back().end - ranges.back().begin;
   }
   const auto shape = [&](int64_t n) { return columns > 0 ? Shape{n, columns} : Shape{n}; };

@@ -88,8 +88,8 @@ class Params {
     Init init;
     ParamOptions options = {};
   };
-  /// One matrix [sum of this rank's rows, columns] (columns 0: a vector) whose parts, adjacent rows, are logical tensors
-  /// named path/name/part, each with its own initial values, sharding and decay; all are products or none is.
+  /// One matrix [sum of this rank's rows, columns] (columns 0: a vector) whose parts, adjacent rows, are logical
+  /// tensors named path/name/part, each with its own initial values, sharding and decay; all are products or none is.
   Tensor create_packed(std::string_view name, int64_t columns, const std::vector<Part>& parts);
 
   // The whole arena, whatever the scope.

@@ -53,7 +53,8 @@ PrecisionCheck check_precision(const TensorFunction& f, const std::vector<Tensor
   PrecisionCheck result;
   const size_t outputs = got.size() - inputs.size();
   for (size_t i = 0; i < got.size(); ++i) {
-    const std::string what = i < outputs ? fmt::format("output {}", i) : fmt::format("gradient of input {}", i - outputs);
+    const std::string what =
+        i < outputs ? fmt::format("output {}", i) : fmt::format("gradient of input {}", i - outputs);
     double error = 0;
     std::string note;
     if (got[i].defined() != expected[i].defined()) error = infinite, note = " is missing on one side";
@@ -64,7 +65,8 @@ PrecisionCheck check_precision(const TensorFunction& f, const std::vector<Tensor
       const double e0 = relative_rms(rounded(expected[i], place.type), ideal[i]);
       if (e0 > bound) error *= bound / e0;
     }
-    if (!(error <= result.error)) result = {std::isnan(error) ? infinite : error, fmt::format("{}: {}{}", what, error, note)};
+    if (!(error <= result.error))
+      result = {std::isnan(error) ? infinite : error, fmt::format("{}: {}{}", what, error, note)};
   }
   return result;
 }

@@ -139,7 +139,8 @@ class Engine {
   // The stored gradient of an output, undefined if nothing arrived; queues the node that will read it.
   Tensor& stored(const Link& link) {
     Node& node = *link.node;
-    check(node.number_ >= oldest_, "recompute: the function reads a tensor that was recorded outside of it; make it an argument");
+    check(node.number_ >= oldest_,
+          "recompute: the function reads a tensor that was recorded outside of it; make it an argument");
     node.gradients_.resize(node.outputs_);
     if (!node.queued_) {
       node.queued_ = true;
@@ -168,7 +169,8 @@ class Engine {
   void give(const Link& link, Tensor incoming) {
     check(incoming.defined(), "backward: an operator gave an undefined gradient");
     const Shape shape = link.node->output_shape(link.output);
-    if (!incoming.contiguous() && (incoming.shape() != shape || incoming.row() != shape[-1])) incoming = contiguous(incoming);
+    if (!incoming.contiguous() && (incoming.shape() != shape || incoming.row() != shape[-1]))
+      incoming = contiguous(incoming);
     incoming = incoming.reshape(shape).detach();
     if (!link.node->owns_gradients()) {
       if (Tensor& gradient = stored(link); !gradient) {
@@ -211,7 +213,9 @@ void clear_gradient(const Tensor& leaf) { leaf_of(leaf).empty = true; }
 
 uint64_t next_node_number() { return nodes_created; }
 
-void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients) { backward_part(outputs, gradients, 0); }
+void backward(std::span<const Tensor> outputs, std::span<const Tensor> gradients) {
+  backward_part(outputs, gradients, 0);
+}
 
 void backward_part(std::span<const Tensor> outputs, std::span<const Tensor> gradients, uint64_t oldest) {
   check(outputs.size() == gradients.size(), "backward: {} outputs but {} gradients", outputs.size(), gradients.size());
@@ -225,7 +229,8 @@ void backward_part(std::span<const Tensor> outputs, std::span<const Tensor> grad
 }
 
 Tensor backward(const Tensor& loss) {
-  check(loss.defined() && loss.count() == 1, "backward: a loss has one element, not {}", loss.defined() ? loss.count() : 0);
+  check(loss.defined() && loss.count() == 1, "backward: a loss has one element, not {}",
+        loss.defined() ? loss.count() : 0);
   check(static_cast<bool>(loss.link()), "backward: the loss was not recorded, no parameter leads to it");
   const Range range("backward");
   const Tensor one = full(loss.shape(), 1, loss.dtype(), loss.device());

@@ -134,7 +134,8 @@ class OpNode final : public Node {
   OpNode(Op op, std::vector<Edge> inputs, std::span<const Tensor> outputs)
       : Node(std::move(inputs), outputs.size()), op_(std::move(op)) {
     for (const Tensor& y : outputs)
-      signatures_.push_back(y ? Signature{y.shape(), y.dtype(), y.device()} : Signature{Shape{0}, DType::f32, Device::cpu});
+      signatures_.push_back(y ? Signature{y.shape(), y.dtype(), y.device()}
+                              : Signature{Shape{0}, DType::f32, Device::cpu});
   }
   void run(std::span<const Tensor> dy, Grads& to) override {
     if (!op_) already_run();

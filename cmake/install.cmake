@@ -8,4 +8,5 @@ install(TARGETS adder EXPORT adder_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_L
 install(DIRECTORY ${folders} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/adder FILES_MATCHING PATTERN "*.h" PATTERN "*.cuh")
 install(EXPORT adder_targets NAMESPACE adder:: DESTINATION ${config_folder})
 configure_file(cmake/adderConfig.cmake.in adderConfig.cmake @ONLY)
-install(FILES ${CMAKE_CURRENT_BINARY_DIR}/adderConfig.cmake cmake/dependencies.cmake ${version_file} DESTINATION ${config_folder})
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/adderConfig.cmake cmake/dependencies.cmake ${version_file}
+  DESTINATION ${config_folder})

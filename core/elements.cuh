@@ -40,10 +40,63 @@ struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Piece {
     if constexpr (sizeof(T) == 4) return __uint_as_float(word[j]);
     else return __uint_as_float(j % 2 == 0 ? word[j / 2] << 16 : word[j / 2] & 0xffff0000u);
   }
+  /// x, rounded.
+  __device__ static Piece of(const float (&x)[n]) {
+    Piece p;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int j = 0; j < n; ++j) p.word[j] = __float_as_uint(x[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < n; j += 2)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(p.word[j / 2]) : "f"(x[j + 1]), "f"(x[j]));
+    }
+    return p;
+  }
   /// Into a zero.
   __device__ void set(int j, T x) {
     if constexpr (sizeof(T) == 4) word[j] = __float_as_uint(x);
     else word[j / 2] |= static_cast<unsigned>(x.bits) << (j % 2 * 16);
+  }
+};
+
+/// Elements that lie side by side: a row whose address was computed once.
+template <class T, int n>
+struct Line {
+  T* p;
+  bool whole;  // pieces are aligned, and the length is a multiple of n
+
+  /// Elements [j, j + n), those from `end` on zero; j is a multiple of n, `end` the length.
+  __device__ Piece<T, n> load(int j, int end) const {
+    Piece<T, n> x{};
+    if (whole) {
+      if (j < end) x = *reinterpret_cast<const Piece<T, n>*>(p + j);
+    } else {
+#pragma unroll
+      for (int c = 0; c < n; ++c)
+        if (j + c < end) x.set(c, p[j + c]);
+    }
+    return x;
+  }
+  __device__ void load(int j, int end, float (&x)[n]) const {
+    const Piece<T, n> piece = load(j, end);
+#pragma unroll
+    for (int c = 0; c < n; ++c) x[c] = piece[c];
+  }
+  /// Elements [j, min(j + n, end)) = x, added to what is there if `add`; rounded.
+  __device__ void put(int j, int end, float (&x)[n], bool add = false) const {
+    if (add) {
+      const Piece<T, n> before = load(j, end);
+#pragma unroll
+      for (int c = 0; c < n; ++c) x[c] += before[c];
+    }
+    if (whole) {
+      if (j < end) *reinterpret_cast<Piece<T, n>*>(p + j) = Piece<T, n>::of(x);
+    } else {
+#pragma unroll
+      for (int c = 0; c < n; ++c)
+        if (j + c < end) p[j + c] = element<T>(x[c]);
+    }
   }
 };
 
@@ -77,6 +130,9 @@ class Elements {
   /// Address of element i.
   __device__ T* operator()(int64_t i) const { return place(i).p; }
 
+  /// The row, of as many elements as `piece` said, that starts at element i.
+  __device__ Line<T, n> line(int64_t i) const { return {place(i).p, whole_}; }
+
   /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
   __device__ Piece<T, n> load(int64_t i, int64_t end) const {
     Place at = place(i);
@@ -99,10 +155,7 @@ class Elements {
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      Piece<T, n> p{};
-#pragma unroll
-      for (int j = 0; j < n; ++j) p.set(j, element<T>(x[j]));
-      *reinterpret_cast<Piece<T, n>*>(at.p) = p;
+      *reinterpret_cast<Piece<T, n>*>(at.p) = Piece<T, n>::of(x);
     } else {
 #pragma unroll
       for (int j = 0; j < n; ++j) {

@@ -1,7 +1,7 @@
 // Errors: one exception type, one sentence with the numbers in it.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <source_location>
 #include <stdexcept>

@@ -1,5 +1,5 @@
 // Grads: where an operator's backward puts its gradients. The tape decides where each one goes (a fresh tensor, a slice
-// of a split's buffer, the flat gradient block of the parameters) and whether it is stored or added; the operator obeys.
+// of a split's buffer, the flat gradient block of the parameters) and whether it is stored or added.
 #pragma once
 
 #include "adder/core/tensor.h"

@@ -59,7 +59,7 @@ class Tensor {
     require(dtype_of<T>);
     return static_cast<T*>(address());
   }
-  // Views share memory. A reshape stays where it is on the tape; a slice is off it (Split in kernels/view.h records slices).
+  // Views share memory. A reshape stays where it is on the tape; a slice is off it (kernels/view.h: Split records one).
 
   /// Elements [begin, end) of the first axis.
   Tensor slice_first(int64_t begin, int64_t end) const;

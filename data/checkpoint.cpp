@@ -135,11 +135,13 @@ void Checkpoint::open_folder() {
   lock_ = std::make_unique<Lock>(folder_);
   check(access(folder_.c_str(), W_OK) == 0, "{}: cannot be written ({})", folder_, std::strerror(errno));
   remove_leftovers(folder_);
+  sync(run_folder_);  // the folder's name, which a save relies on
   if (!options_.fresh || layout::steps(folder_).empty()) return;
   int64_t n = 1;
   while (fs::exists(fmt::format("{}.{}", folder_, n))) ++n;
   rename(folder_, fmt::format("{}.{}", folder_, n));
   make_folder(folder_);
+  sync(run_folder_);
   lock_ = std::make_unique<Lock>(folder_);
 }
 

@@ -117,7 +117,7 @@ OutputFile::OutputFile(const std::string& path)
 }
 
 OutputFile::~OutputFile() {
-  if (streams_->file) std::remove(partial_.c_str());
+  if (!committed_) std::remove(partial_.c_str());
 }
 
 void OutputFile::store(std::string_view bytes) {
@@ -150,6 +150,7 @@ void OutputFile::commit() {
   streams_->file = nullptr;
   check(flushed, "{}: cannot be written ({})", partial_, std::strerror(errno));
   publish(partial_, path_);
+  committed_ = true;
 }
 
 void publish(const std::string& partial, const std::string& path) {

@@ -46,6 +46,7 @@ class OutputFile {
   void store(std::string_view bytes);
 
   std::string path_, partial_;
+  bool committed_ = false;
   std::unique_ptr<Streams> streams_;
 };
 

@@ -1,10 +1,9 @@
 #include "adder/data/hugging_face.h"
 
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/data/file.h"
 #include "adder/data/safetensors.h"
-
-#include <nlohmann/json.hpp>
 
 #include <deque>
 #include <filesystem>
@@ -108,8 +107,9 @@ class Weights {
   void add_shards(const std::string& folder) {
     std::map<std::string, std::string> map;  // tensor -> file
     try {
-      nlohmann::json::parse(read_text(path_)).at("weight_map").get_to(map);
-    } catch (const nlohmann::json::exception& error) {
+      const Json index = Json::parse(read_text(path_));
+      for (const auto& [tensor, file] : index.at("weight_map").fields()) map[tensor] = file.string();
+    } catch (const Error& error) {
       fail("{}: malformed ({})", path_, error.what());
     }
     std::set<std::string> names;

@@ -1,7 +1,6 @@
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/data/hugging_face.h"
-
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -14,7 +13,6 @@ namespace {
 
 using layers::LanguageModelOptions;
 using layers::Mamba2Options;
-using nlohmann::json;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double authors_eps = 1e-5;   // of every norm; the authors' config has no field for it
@@ -40,61 +38,65 @@ std::string quote_numbers(std::string_view text) {
 /// The fields of an object of config.json. An absent field and null are the fallback.
 class Fields {
  public:
-  Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
+  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
     check(object_.is_object(), "{} is not a JSON object", where_);
   }
 
-  bool has(const std::string& name) const { return object_.contains(name) && !object_.at(name).is_null(); }
+  bool has(const std::string& name) const { return object_.find(name) && !object_.at(name).is_null(); }
   int64_t size(const std::string& name, int64_t fallback, int64_t least = 1) const {
     if (!has(name)) return fallback;
-    const json& value = object_.at(name);
-    check(value.is_number_integer() && value >= least && value <= int64_t{1} << 30, "{}: {} is {}, not a size", where_,
-          name, value.dump());
-    return value.get<int64_t>();
+    const Json& value = object_.at(name);
+    check(value.is_integer() && value.integer() >= least && value.integer() <= int64_t{1} << 30,
+          "{}: {} is {}, not a size", where_, name, value.text());
+    return value.integer();
   }
   bool flag(const std::string& name, bool fallback) const {
     if (!has(name)) return fallback;
-    check(object_.at(name).is_boolean(), "{}: {} is {}, not true or false", where_, name, object_.at(name).dump());
-    return object_.at(name).get<bool>();
+    check(object_.at(name).is_flag(), "{}: {} is {}, not true or false", where_, name, object_.at(name).text());
+    return object_.at(name).flag();
   }
   std::string text(const std::string& name, const std::string& fallback) const {
     if (!has(name)) return fallback;
-    check(object_.at(name).is_string(), "{}: {} is {}, not a text", where_, name, object_.at(name).dump());
-    return object_.at(name).get<std::string>();
+    check(object_.at(name).is_string(), "{}: {} is {}, not a text", where_, name, object_.at(name).text());
+    return object_.at(name).string();
   }
   double number(const std::string& name, double fallback) const {
     return has(name) ? number(name, object_.at(name)) : fallback;
   }
   std::pair<double, double> limits(const std::string& name) const {
     if (!has(name)) return {0, infinity};
-    const json& value = object_.at(name);
-    check(value.is_array() && value.size() == 2, "{}: {} is {}, not [least, most]", where_, name, value.dump());
-    const std::pair limits(number(name, value[0]), number(name, value[1]));
-    check(limits.first <= limits.second, "{}: {} is {}, not in order", where_, name, value.dump());
+    const Json& value = object_.at(name);
+    check(value.is_array() && value.values().size() == 2, "{}: {} is {}, not [least, most]", where_, name,
+          value.text());
+    const std::pair limits(number(name, value.values()[0]), number(name, value.values()[1]));
+    check(limits.first <= limits.second, "{}: {} is {}, not in order", where_, name, value.text());
     return limits;
   }
   Fields object(const std::string& name) const {
-    static const json none = json::object();
+    static const Json none = Json::object();
     return {has(name) ? object_.at(name) : none, where_ + ": " + name};
   }
-  bool empty(const std::string& name) const { return !has(name) || object_.at(name).empty(); }
+  /// Absent, null, or an array or object with nothing in it.
+  bool empty(const std::string& name) const {
+    return !has(name) || object_.at(name) == Json::array() || object_.at(name) == Json::object();
+  }
   /// Throws unless every field has one of these names.
   void only(const std::set<std::string>& names) const {
-    for (const auto& [name, value] : object_.items())
-      check(names.contains(name), "{}: {} = {} is not supported", where_, name, value.dump());
+    for (const auto& [name, value] : object_.fields())
+      check(names.contains(name), "{}: {} = {} is not supported", where_, name, value.text());
   }
   const std::string& where() const { return where_; }
 
  private:
-  double number(const std::string& name, const json& value) const {
-    if (value.is_number()) return value.get<double>();
-    const json& special = value.is_object() && value.contains("__float__") ? value.at("__float__") : value;
+  double number(const std::string& name, const Json& value) const {
+    if (value.is_number()) return value.number();
+    const Json& special = value.find("__float__") ? value.at("__float__") : value;
     if (special == "Infinity") return infinity;
     if (special == "-Infinity") return -infinity;
-    fail("{}: {} has {}, not a number", where_, name, value.dump());
+    fail("{}: {} has {}, not a number", where_, name, value.text());
   }
 
-  const json& object_;
+  const Json& object_;
   std::string where_;
 };
 
@@ -185,7 +187,7 @@ void check_norm_groups(const char* form, const Mamba2Options& m) {
          fmt::format("norm_groups {} with groups {}", m.norm_groups, m.groups));
 }
 
-json transformers_config(const LanguageModelOptions& o) {
+Json transformers_config(const LanguageModelOptions& o) {
   const Mamba2Options& m = o.mixer;
   const char* form = "transformers";
   check_norm_groups(form, m);
@@ -194,19 +196,20 @@ json transformers_config(const LanguageModelOptions& o) {
   refuse(form, m.rms_norm && !m.norm_before_gate, "rms_norm = false or norm_before_gate = true");
   refuse(form, !m.D_per_channel, "D_per_channel = true");
   refuse(form, o.eps == m.eps, fmt::format("eps {} here and {} in the mixer", o.eps, m.eps));
-  json c = {{"architectures", {"Mamba2ForCausalLM"}}, {"model_type", "mamba2"}, {"dtype", "float32"},
+  Json c = Json::object(
+           {{"architectures", Json::array({"Mamba2ForCausalLM"})}, {"model_type", "mamba2"}, {"dtype", "float32"},
             {"torch_dtype", "float32"}, {"hidden_act", "silu"}, {"residual_in_fp32", true},
             {"vocab_size", o.vocabulary}, {"num_hidden_layers", o.layers}, {"tie_word_embeddings", o.tied},
             {"layer_norm_epsilon", o.eps}, {"hidden_size", m.d_model}, {"state_size", m.d_state},
             {"conv_kernel", m.d_conv}, {"expand", m.expand}, {"head_dim", m.head_dim}, {"num_heads", m.heads()},
             {"n_groups", m.groups}, {"use_bias", m.bias}, {"use_conv_bias", m.conv_bias},
             {"time_step_min", m.dt_init_min}, {"time_step_max", m.dt_init_max}, {"time_step_floor", m.dt_init_floor},
-            {"bos_token_id", nullptr}, {"eos_token_id", nullptr}, {"pad_token_id", nullptr}};
+            {"bos_token_id", {}}, {"eos_token_id", {}}, {"pad_token_id", {}}});
   if (m.chunk > 0) c["chunk_size"] = m.chunk;
   return c;
 }
 
-json state_spaces_config(const LanguageModelOptions& o) {
+Json state_spaces_config(const LanguageModelOptions& o) {
   const Mamba2Options& m = o.mixer;
   const char* form = "state-spaces";
   check_norm_groups(form, m);
@@ -214,19 +217,21 @@ json state_spaces_config(const LanguageModelOptions& o) {
          fmt::format("eps {} or {}, only {}", o.eps, m.eps, authors_eps));
   refuse(form, o.d_intermediate % authors_mlp == 0,
          fmt::format("d_intermediate {}, which it would round up to {}", o.d_intermediate, authors_mlp));
-  json ssm = {{"layer", "Mamba2"}, {"d_state", m.d_state}, {"d_conv", m.d_conv}, {"expand", m.expand},
+  Json ssm = Json::object(
+             {{"layer", "Mamba2"}, {"d_state", m.d_state}, {"d_conv", m.d_conv}, {"expand", m.expand},
               {"headdim", m.head_dim}, {"ngroups", m.groups}, {"D_has_hdim", m.D_per_channel}, {"rmsnorm", m.rms_norm},
               {"norm_before_gate", m.norm_before_gate}, {"dt_min", m.dt_init_min}, {"dt_max", m.dt_init_max},
-              {"dt_init_floor", m.dt_init_floor}, {"bias", m.bias}, {"conv_bias", m.conv_bias}};
+              {"dt_init_floor", m.dt_init_floor}, {"bias", m.bias}, {"conv_bias", m.conv_bias}});
   if (m.mlp() > 0) ssm["d_ssm"] = m.ssm();
   if (m.chunk > 0) ssm["chunk_size"] = m.chunk;
-  return {{"d_model", m.d_model}, {"d_intermediate", o.d_intermediate}, {"n_layer", o.layers},
-          {"vocab_size", o.vocabulary}, {"ssm_cfg", ssm}, {"attn_layer_idx", json::array()},
-          {"attn_cfg", json::object()}, {"rms_norm", true}, {"residual_in_fp32", true}, {"fused_add_norm", true},
-          {"pad_vocab_size_multiple", o.pad_vocabulary}, {"tie_embeddings", o.tied}};
+  return Json::object(
+         {{"d_model", m.d_model}, {"d_intermediate", o.d_intermediate}, {"n_layer", o.layers},
+          {"vocab_size", o.vocabulary}, {"ssm_cfg", ssm}, {"attn_layer_idx", Json::array()},
+          {"attn_cfg", Json::object()}, {"rms_norm", true}, {"residual_in_fp32", true}, {"fused_add_norm", true},
+          {"pad_vocab_size_multiple", o.pad_vocabulary}, {"tie_embeddings", o.tied}});
 }
 
-json bound(double value) {
+Json bound(double value) {
   if (value == infinity) return "Infinity";
   return value;
 }
@@ -236,22 +241,22 @@ json bound(double value) {
 std::string config(const LanguageModelOptions& o, Form form) {
   o.validate();
   const bool transformers = form == Form::transformers;
-  json c = transformers ? transformers_config(o) : state_spaces_config(o);
+  Json c = transformers ? transformers_config(o) : state_spaces_config(o);
   const bool limited = o.mixer.dt_min != 0 || o.mixer.dt_max != infinity;
   if (limited)
     (transformers ? c["time_step_limit"] : c["ssm_cfg"]["dt_limit"]) =
-        json::array({bound(o.mixer.dt_min), bound(o.mixer.dt_max)});
-  std::string text = c.dump(2) + "\n";
+        Json::array({bound(o.mixer.dt_min), bound(o.mixer.dt_max)});
+  std::string text = c.text(2) + "\n";
   const std::string quoted = "\"Infinity\"";  // as Python writes it
   if (const auto at = text.find(quoted); at != std::string::npos) text.replace(at, quoted.size(), "Infinity");
   return text;
 }
 
 LanguageModelOptions parse_config(const std::string& text, const std::string& where) {
-  json object;
+  Json object;
   try {
-    object = json::parse(quote_numbers(text));
-  } catch (const json::exception& error) {
+    object = Json::parse(quote_numbers(text));
+  } catch (const Error& error) {
     fail("{}: malformed ({})", where, error.what());
   }
   const Fields c(object, where);

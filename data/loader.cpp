@@ -85,8 +85,10 @@ std::vector<Batch> TokenFile::next() {
   std::vector<Batch> batches;
   for (int64_t at = 0; at < share; at += options_.micro_batch) {
     Batch& batch = batches.emplace_back(samples(first + at, options_.micro_batch));
-    batch.scale = full({1}, 1 / static_cast<double>(options_.batch * options_.time), DType::f64);  // every target counts
-    batch.position = from_host({2}, std::array{static_cast<int32_t>(step()), static_cast<int32_t>(first + at - consumed_)});
+    batch.scale =
+        full({1}, 1 / static_cast<double>(options_.batch * options_.time), DType::f64);  // every target counts
+    batch.position =
+        from_host({2}, std::array{static_cast<int32_t>(step()), static_cast<int32_t>(first + at - consumed_)});
   }
   consumed_ += options_.batch;
   return batches;
@@ -131,8 +133,9 @@ State TokenFile::state() {
           },
           .load = [this, source](const Values& saved) {
             for (const auto& [name, now] : source())
-              check(value<int64_t>(saved, name) == std::get<int64_t>(now), "{}: the run was saved with the {} {}, not {}: it would not see the same samples",
-                    shard_.path(), name, value<int64_t>(saved, name), std::get<int64_t>(now));
+              check(value<int64_t>(saved, name) == std::get<int64_t>(now),
+                    "{}: the run was saved with the {} {}, not {}: it would not see the same samples", shard_.path(),
+                    name, value<int64_t>(saved, name), std::get<int64_t>(now));
             seek(value<int64_t>(saved, "consumed_samples"));
           }};
 }

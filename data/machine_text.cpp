@@ -207,7 +207,8 @@ std::vector<File> gather(const Source& source, const MachineTextOptions& options
       report.not_text += !text;
       if (!text) continue;
       if (beginnings.insert(hash_bytes(std::string_view(*text).substr(0, 512))).second) {
-        files.push_back({path.string(), static_cast<int64_t>(text->size()), hash_bytes(package.name), hash_bytes(path.string())});
+        files.push_back(
+            {path.string(), static_cast<int64_t>(text->size()), hash_bytes(package.name), hash_bytes(path.string())});
       } else {
         ++report.repeated;
       }

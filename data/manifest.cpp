@@ -1,8 +1,8 @@
 #include "adder/data/manifest.h"
 
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 
-#include <nlohmann/json.hpp>
 #include <zlib.h>
 
 #include <algorithm>
@@ -12,62 +12,58 @@ namespace adder {
 
 namespace {
 
-using nlohmann::json;
-
 std::string hex(uint32_t crc) { return fmt::format("{:08x}", crc); }
 
 // ---- writing
 
 // A double goes as text: JSON has neither infinity nor NaN.
-json to_json(const Value& value) {
-  if (const auto* number = std::get_if<double>(&value)) return {{"double", fmt::format("{}", *number)}};
+Json to_json(const Value& value) {
+  if (const auto* number = std::get_if<double>(&value)) return Json::object({{"double", fmt::format("{}", *number)}});
   if (const auto* integer = std::get_if<int64_t>(&value)) return *integer;
   return std::get<std::string>(value);
 }
 
-json to_json(const StoredTensor& tensor) {
-  json shape = json::array(), pieces = json::array();
+Json to_json(const StoredTensor& tensor) {
+  Json shape = Json::array(), pieces = Json::array();
   for (int axis = 0; axis < tensor.shape.rank(); ++axis) shape.push_back(tensor.shape[axis]);
   for (const StoredPiece& p : tensor.pieces)
-    pieces.push_back({{"begin", p.begin}, {"end", p.end}, {"file", p.file}, {"crc", hex(p.crc)}});
-  return {{"dtype", name(tensor.dtype)}, {"shape", shape}, {"axis", tensor.axis}, {"pieces", pieces}};
+    pieces.push_back(Json::object({{"begin", p.begin}, {"end", p.end}, {"file", p.file}, {"crc", hex(p.crc)}}));
+  return Json::object({{"dtype", name(tensor.dtype)}, {"shape", shape}, {"axis", tensor.axis}, {"pieces", pieces}});
 }
 
-// ---- reading: json::exception or Error on anything unexpected
+// ---- reading: Error on anything unexpected
 
-int64_t integer(const json& entry, int64_t low, int64_t high) {
-  check(entry.is_number_integer(), "{} is not an integer", entry.dump());
-  check(!entry.is_number_unsigned() || entry.get<uint64_t>() <= uint64_t{INT64_MAX}, "{} is too large", entry.dump());
-  const auto value = entry.get<int64_t>();
+int64_t integer(const Json& entry, int64_t low, int64_t high) {
+  const int64_t value = entry.integer();
   check(low <= value && value <= high, "{} is not in {} to {}", value, low, high);
   return value;
 }
-int64_t size(const json& entry) { return integer(entry, 0, INT64_MAX); }
+int64_t size(const Json& entry) { return integer(entry, 0, INT64_MAX); }
 
-uint32_t crc(const json& entry) {
-  const auto text = entry.get<std::string>();
+uint32_t crc(const Json& entry) {
+  const std::string& text = entry.string();
   const auto value = static_cast<uint32_t>(std::strtoul(text.c_str(), nullptr, 16));
   check(hex(value) == text, "\"{}\" is not a checksum", text);
   return value;
 }
 
-DType dtype(const json& entry) {
-  const auto text = entry.get<std::string>();
+DType dtype(const Json& entry) {
+  const std::string& text = entry.string();
   for (const DType type : {DType::f32, DType::f64, DType::bf16, DType::i32})
     if (text == name(type)) return type;
   fail("\"{}\" is not a dtype", text);
 }
 
-Value to_value(const json& entry) {
-  if (entry.is_string()) return entry.get<std::string>();
-  if (entry.is_object()) return std::strtod(entry.at("double").get<std::string>().c_str(), nullptr);
+Value to_value(const Json& entry) {
+  if (entry.is_string()) return entry.string();
+  if (entry.is_object()) return std::strtod(entry.at("double").string().c_str(), nullptr);
   return integer(entry, INT64_MIN, INT64_MAX);
 }
 
-StoredTensor to_tensor(const json& entry) {
+StoredTensor to_tensor(const Json& entry) {
   StoredTensor tensor{.dtype = dtype(entry.at("dtype")), .shape = {}, .axis = -1, .pieces = {}};
   int64_t bytes = size_of(tensor.dtype);
-  for (const json& axis : entry.at("shape")) {
+  for (const Json& axis : entry.at("shape").values()) {
     const int64_t length = size(axis);
     check(tensor.shape.rank() < Shape::max_rank, "a shape has more than {} axes", Shape::max_rank);
     check(length == 0 || bytes <= INT64_MAX / length, "a tensor has more than {} bytes", INT64_MAX);
@@ -75,7 +71,7 @@ StoredTensor to_tensor(const json& entry) {
     tensor.shape = tensor.shape.plus(length);
   }
   tensor.axis = static_cast<int>(integer(entry.at("axis"), -1, tensor.shape.rank() - 1));
-  for (const json& piece : entry.at("pieces")) {
+  for (const Json& piece : entry.at("pieces").values()) {
     const int64_t end = integer(piece.at("end"), 0, tensor.length());
     tensor.pieces.push_back({.begin = integer(piece.at("begin"), 0, end),
                              .end = end,
@@ -85,17 +81,17 @@ StoredTensor to_tensor(const json& entry) {
   return tensor;
 }
 
-Manifest to_manifest(const json& entry) {
+Manifest to_manifest(const Json& entry) {
   Manifest manifest;
   manifest.format = size(entry.at("format"));
   if (manifest.format != Manifest::current_format) return manifest;
   manifest.step = size(entry.at("step"));
-  for (const json& file : entry.at("files"))
+  for (const Json& file : entry.at("files").values())
     manifest.files.push_back({.bytes = size(file.at("bytes")), .crc = crc(file.at("crc"))});
-  for (const auto& [name, tensor] : entry.at("tensors").items()) manifest.tensors[name] = to_tensor(tensor);
-  for (const auto& [state, values] : entry.at("values").items()) {
+  for (const auto& [name, tensor] : entry.at("tensors").fields()) manifest.tensors[name] = to_tensor(tensor);
+  for (const auto& [state, values] : entry.at("values").fields()) {
     Values& to = manifest.values[state];
-    for (const auto& [name, value] : values.items()) to[name] = to_value(value);
+    for (const auto& [name, value] : values.fields()) to[name] = to_value(value);
   }
   return manifest;
 }
@@ -109,17 +105,18 @@ std::string first_line(std::string_view rest) {
 }  // namespace
 
 std::string to_text(const Manifest& manifest) {
-  json files = json::array(), tensors = json::object(), values = json::object();
-  for (const StoredFile& file : manifest.files) files.push_back({{"bytes", file.bytes}, {"crc", hex(file.crc)}});
-  for (const auto& [name, tensor] : manifest.tensors) tensors[name] = to_json(tensor);
+  Json files = Json::array(), tensors = Json::object(), values = Json::object();
+  for (const StoredFile& file : manifest.files)
+    files.push_back(Json::object({{"bytes", file.bytes}, {"crc", hex(file.crc)}}));
+  for (const auto& [name, tensor] : manifest.tensors) tensors.push_back(name, to_json(tensor));
   for (const auto& [state, held] : manifest.values) {
-    json& to = values[state] = json::object();
+    Json& to = values[state] = Json::object();
     for (const auto& [name, value] : held) to[name] = to_json(value);
   }
-  const json all = {{"format", manifest.format}, {"step", manifest.step}, {"files", files},
-                    {"tensors", tensors},        {"values", values}};
+  const Json all = Json::object({{"format", manifest.format}, {"step", manifest.step}, {"files", files},
+                                 {"tensors", tensors}, {"values", values}});
   // Values may hold any bytes, such as a path that is not UTF-8: replaced, so that a save never fails for them.
-  const std::string rest = all.dump(1, ' ', false, json::error_handler_t::replace).substr(2) + "\n";
+  const std::string rest = all.text(1).substr(2) + "\n";
   return first_line(rest) + rest;
 }
 
@@ -128,7 +125,7 @@ Manifest parse_manifest(const std::string& text, const std::string& name) {
   check(!text.empty() && text.substr(0, line) == first_line(std::string_view(text).substr(line)),
         "{}: its checksum does not match", name);
   try {
-    return to_manifest(json::parse(text));
+    return to_manifest(Json::parse(text));
   } catch (const std::exception& error) {
     fail("{}: malformed ({})", name, error.what());
   }

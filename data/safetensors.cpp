@@ -1,10 +1,10 @@
 #include "adder/data/safetensors.h"
 
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/data/file.h"
 
 #include <fcntl.h>
-#include <nlohmann/json.hpp>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,7 +21,6 @@ static_assert(std::endian::native == std::endian::little, "tensors are read as t
 
 namespace {
 
-using nlohmann::json;
 
 constexpr int64_t prefix = 8;                      // bytes of the header's length
 constexpr int64_t longest_header = 100'000'000;    // as other readers have it
@@ -63,51 +62,49 @@ void read_bytes(const Descriptor& file, const std::string& path, void* to, int64
   }
 }
 
-// The JSON of a header. The parser itself would keep the last of two tensors of one name.
-json parse_header(const std::string& text, const std::string& path) {
-  std::vector<std::set<std::string>> names;  // of the objects that are open
-  const auto watch = [&](int depth, json::parse_event_t event, json& value) {
-    check(depth <= 3, "nested deeper than a header is");
-    if (event == json::parse_event_t::object_start) names.emplace_back();
-    if (event == json::parse_event_t::object_end) names.pop_back();
-    if (event == json::parse_event_t::key)
-      check(names.back().insert(value.get<std::string>()).second, "\"{}\" is there twice", value.get<std::string>());
-    return true;
-  };
+void check_names(const Json& object) {
+  std::set<std::string_view> names;
+  for (const auto& [name, value] : object.fields()) {
+    check(names.insert(name).second, "\"{}\" is there twice", name);
+    if (value.is_object()) check_names(value);
+  }
+}
+
+Json parse_header(const std::string& text, const std::string& path) {
   try {
-    json header = json::parse(text, watch);
-    check(header.is_object(), "not an object");
+    Json header = Json::parse(text);
+    check_names(header);
     return header;
-  } catch (const std::exception& error) {
+  } catch (const Error& error) {
     fail("{}: the header is malformed ({})", path, error.what());
   }
 }
 
-int64_t natural(const json& entry) {
-  check(entry.is_number_unsigned() && entry.get<uint64_t>() <= uint64_t{INT64_MAX}, "{} is not a size", entry.dump());
-  return entry.get<int64_t>();
+int64_t natural(const Json& entry) {
+  check(entry.is_integer() && entry.integer() >= 0, "{} is not a size", entry.text());
+  return entry.integer();
 }
 
 // Throws what is wrong with a tensor's entry.
-SafetensorsEntry to_entry(const json& stored) {
-  check(stored.is_object() && stored.size() == 3, "not {{dtype, shape, data_offsets}} but {}", stored.dump());
-  SafetensorsEntry entry{.dtype = stored.at("dtype").get<std::string>(), .shape = {}};
+SafetensorsEntry to_entry(const Json& stored) {
+  check(stored.is_object() && stored.fields().size() == 3, "not {{dtype, shape, data_offsets}} but {}", stored.text());
+  SafetensorsEntry entry{.dtype = stored.at("dtype").string(), .shape = {}};
   const Stored* type = find_type(entry.dtype);
-  check(type != nullptr, "the dtype {} is not one of F64, F32, F16, BF16 and I32", stored.at("dtype").dump());
-  const json &shape = stored.at("shape"), &offsets = stored.at("data_offsets");
-  check(shape.is_array() && shape.size() <= size_t{Shape::max_rank}, "the shape {} is not a list of up to {} sizes",
-        shape.dump(), int{Shape::max_rank});
+  check(type != nullptr, "the dtype {} is not one of F64, F32, F16, BF16 and I32", stored.at("dtype").text());
+  const Json &shape = stored.at("shape"), &offsets = stored.at("data_offsets");
+  check(shape.is_array() && shape.values().size() <= size_t{Shape::max_rank},
+        "the shape {} is not a list of up to {} sizes", shape.text(), int{Shape::max_rank});
   int64_t bytes = type->bytes;
-  for (const json& axis : shape) {
+  for (const Json& axis : shape.values()) {
     const int64_t size = natural(axis);
-    check(size == 0 || bytes <= INT64_MAX / size, "the shape {} is too large", shape.dump());
+    check(size == 0 || bytes <= INT64_MAX / size, "the shape {} is too large", shape.text());
     bytes *= size;
     entry.shape = entry.shape.plus(size);
   }
-  check(offsets.is_array() && offsets.size() == 2, "the offsets {} are not [begin, end]", offsets.dump());
-  entry.begin = natural(offsets[0]), entry.end = natural(offsets[1]);
+  check(offsets.is_array() && offsets.values().size() == 2, "the offsets {} are not [begin, end]", offsets.text());
+  entry.begin = natural(offsets.values()[0]), entry.end = natural(offsets.values()[1]);
   check(entry.begin <= entry.end && entry.end - entry.begin == bytes, "{} {} takes {} bytes but its range is {}",
-        entry.dtype, shape.dump(), bytes, offsets.dump());
+        entry.dtype, shape.text(), bytes, offsets.text());
   return entry;
 }
 
@@ -133,10 +130,11 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
 }
 
 void SafetensorsFile::parse(const std::string& header) {
-  const json all = parse_header(header, path_);
-  for (const auto& [name, stored] : all.items()) {
+  const Json all = parse_header(header, path_);
+  for (const auto& [name, stored] : all.fields()) {
     try {
-      if (name == "__metadata__") metadata_ = stored.get<std::map<std::string, std::string>>();
+      if (name == "__metadata__")
+        for (const auto& [key, value] : stored.fields()) metadata_[key] = value.string();
       else tensors_[name] = to_entry(stored);
     } catch (const std::exception& error) {
       fail("{}: {}: {}", path_, name, error.what());
@@ -204,20 +202,21 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   std::vector<const NamedTensor*> order;
   for (const NamedTensor& t : tensors) order.push_back(&t);
   std::ranges::sort(order, {}, [](const NamedTensor* t) { return std::pair(-size_of(t->tensor.dtype()), t->name); });
-  json header = json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
+  Json header = Json::object();
+  for (const auto& [name, value] : metadata) header["__metadata__"].push_back(name, value);
   int64_t begin = 0;
   for (const NamedTensor* t : order) {
     check(t->tensor.contiguous() && t->shape.count() == t->tensor.count(), "{}: {} {} cannot be written as {}", path,
           t->name, to_string(t->tensor.shape()), to_string(t->shape));
-    check(t->name != "__metadata__" && !header.contains(t->name), "{}: there are two tensors {}", path, t->name);
-    json shape = json::array();
+    check(t->name != "__metadata__" && !header.find(t->name), "{}: there are two tensors {}", path, t->name);
+    Json shape = Json::array();
     for (int axis = 0; axis < t->shape.rank(); ++axis) shape.push_back(t->shape[axis]);
     const int64_t end = begin + t->tensor.count() * size_of(t->tensor.dtype());
-    header[t->name] = {{"dtype", stored_name(t->tensor.dtype())}, {"shape", shape}, {"data_offsets", {begin, end}}};
+    header.push_back(t->name, Json::object({{"dtype", stored_name(t->tensor.dtype())}, {"shape", shape},
+                                            {"data_offsets", Json::array({begin, end})}}));
     begin = end;
   }
-  std::string text = header.dump();
+  std::string text = header.text();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin on 8 bytes
   const uint64_t length = text.size();
   OutputFile file(path);

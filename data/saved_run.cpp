@@ -1,12 +1,13 @@
 #include "adder/data/saved_run.h"
 
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/data/checkpoint_layout.h"
-
-#include <nlohmann/json.hpp>
+#include "adder/layers/language_model_flags.h"
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -35,11 +36,20 @@ SavedRun saved_run(const std::string& folder) {
   const std::string path = folder + "/run.json";
   std::ifstream file(path);
   check(file.is_open(), "{}: is no run folder, it holds no run.json", folder);
-  const auto json = nlohmann::ordered_json::parse(file, nullptr, false);
-  check(json.is_object() && json.contains("recipe") && json["recipe"].is_string() && json.contains("options") &&
-            json["options"].is_object(), "{}: is damaged, it should hold a recipe and its options", path);
+  const Json json = Json::parse_or_null(std::string(std::istreambuf_iterator<char>(file), {}));
+  const Json *recipe = json.find("recipe"), *options = json.find("options");
+  check(recipe && recipe->is_string() && options && options->is_object(),
+        "{}: is damaged, it should hold a recipe and its options", path);
   check(!layout::steps(layout::folder(folder)).empty(), "{}: the run has no checkpoint yet", folder);
-  return {folder, json["recipe"], json["options"].dump()};
+  return {folder, recipe->string(), options->text()};
+}
+
+layers::LanguageModelOptions model_options(const SavedRun& run) {
+  layers::LanguageModelOptions o;
+  Flags flags("");
+  add_flags(flags, o);
+  run.assign(flags);
+  return o;
 }
 
 std::optional<std::string> newest_run(const std::string& runs) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adder/distributed/flags.h"
+#include "adder/layers/language_model.h"
 
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@ struct SavedRun {
 
 /// Throws if there is no such folder, no run.json in it or a damaged one, or no checkpoint yet.
 SavedRun saved_run(const std::string& folder);
+/// The shape of the model that a run of `train` trains.
+layers::LanguageModelOptions model_options(const SavedRun& run);
 
 /// The run folder inside `runs` whose newest checkpoint is the youngest; none if none there has one.
 std::optional<std::string> newest_run(const std::string& runs);

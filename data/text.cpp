@@ -1,8 +1,7 @@
 #include "adder/data/text.h"
 
 #include "adder/core/error.h"
-
-#include <nlohmann/json.hpp>
+#include "adder/core/json.h"
 
 #include <algorithm>
 #include <cstring>
@@ -69,23 +68,22 @@ void check_utf8(std::string_view text, const std::string& path, int64_t first_li
 
 Document parse_line(std::string_view line, const Input& input, int64_t number) {
   check_utf8(line, input.path, number);
-  nlohmann::json json;
+  Json json;
   try {
-    json = nlohmann::json::parse(line);
-  } catch (const nlohmann::json::parse_error& error) {
-    fail("{}, line {}, byte {}: not JSON", input.path, number, error.byte);
+    json = Json::parse(line);
+  } catch (const Error& error) {
+    fail("{}, line {}, {}", input.path, number, error.what());
   }
   check(json.is_object(), "{}, line {}: not a JSON object", input.path, number);
-  const auto text = json.find("text");
-  check(text != json.end(), "{}, line {}: no \"text\"", input.path, number);
+  const Json* const text = json.find("text");
+  check(text != nullptr, "{}, line {}: no \"text\"", input.path, number);
   check(text->is_string(), "{}, line {}: \"text\" is not a string", input.path, number);
-  Document document{std::move(text->get_ref<std::string&>()), input.source};
-  const auto meta = json.find("meta");
-  if (meta == json.end() || !meta->is_object()) return document;
-  const auto name = meta->find("pile_set_name");
-  if (name == meta->end()) return document;
+  Document document{text->string(), input.source};
+  const Json* const meta = json.find("meta");
+  const Json* const name = meta ? meta->find("pile_set_name") : nullptr;
+  if (!name) return document;
   check(name->is_string(), "{}, line {}: \"pile_set_name\" is not a string", input.path, number);
-  document.source = name->get<std::string>();
+  document.source = name->string();
   return document;
 }
 
@@ -200,8 +198,9 @@ TextProgress read_text(const std::vector<std::string>& inputs, const std::functi
 }
 
 void TextWriter::add(const Document& document) {
-  const nlohmann::ordered_json line{{"text", document.text}, {"meta", {{"pile_set_name", document.source}}}};
-  file_.write(line.dump() + "\n");
+  const Json line = Json::object({{"text", document.text},
+                                  {"meta", Json::object({{"pile_set_name", document.source}})}});
+  file_.write(line.text() + "\n");
 }
 
 std::optional<size_t> invalid_utf8(std::string_view text) {

@@ -2,10 +2,13 @@
 
 #include "adder/core/error.h"
 #include "adder/data/file.h"
+#include "adder/data/seal.h"
 #include "adder/data/text.h"
+#include "adder/distributed/run_folder.h"
 
 #include <fcntl.h>
 #include <hdf5.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -24,7 +27,7 @@ static_assert(std::endian::native == std::endian::little, "shards are read as th
 
 namespace {
 
-constexpr int64_t format_version = 1;
+constexpr const char* kind = "adder token shard 2";
 constexpr int64_t block_bytes = int64_t{1} << 20;  // of one checksum
 
 /// An HDF5 identifier, closed with its own function; opening it may fail.
@@ -38,6 +41,7 @@ class Handle {
   }
   bool opened() const { return id_ >= 0; }
   operator hid_t() const { return id_; }
+  herr_t end() { return close_(std::exchange(id_, -1)); }
 
  private:
   hid_t id_;
@@ -50,14 +54,7 @@ void quiet() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
 
 uint32_t crc(std::span<const char> bytes) {
   return static_cast<uint32_t>(
-      crc32(0, reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<unsigned>(bytes.size())));
-}
-
-std::vector<uint32_t> block_crcs(std::span<const char> bytes) {
-  std::vector<uint32_t> crcs;
-  for (size_t at = 0; at < bytes.size(); at += block_bytes)
-    crcs.push_back(crc(bytes.subspan(at, std::min<size_t>(block_bytes, bytes.size() - at))));
-  return crcs;
+      crc32_z(0, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()));
 }
 
 template <class T>
@@ -84,9 +81,7 @@ Handle string_type(size_t size) {
 class Builder {
  public:
   explicit Builder(const std::string& path) : path_(path), file_(create(path)) {
-    check(file_.opened(), "{}: HDF5 cannot create the file", path);
-    const Handle group(H5Gcreate2(file_, "crc", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Gclose);
-    done(group);
+    check(file_.opened(), "{}: HDF5 cannot create the file ({})", path, std::strerror(errno));
   }
 
   Handle dataset(const std::string& name, hid_t type, size_t size) {
@@ -103,12 +98,6 @@ class Builder {
     done(H5Dwrite(set, number_type<T>(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()));
   }
 
-  template <class T>
-  void write_checked(const std::string& name, const std::vector<T>& values) {
-    write(name, values);
-    write("crc/" + name, block_crcs(bytes_of(values)));
-  }
-
   void write_strings(const std::string& name, const std::vector<std::string>& values) {
     size_t size = 1;
     for (const auto& value : values) size = std::max(size, value.size());
@@ -116,7 +105,6 @@ class Builder {
     for (const auto& value : values) cells += value + std::string(size - value.size(), '\0');
     const Handle type = string_type(size), set = dataset(name, type, values.size());
     done(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, cells.data()));
-    write("crc/" + name, block_crcs(cells));
   }
 
   void attribute(const char* name, int64_t value) { attribute(name, H5T_STD_I64LE, &value); }
@@ -125,15 +113,17 @@ class Builder {
   }
 
   void done(hid_t result) { check(result >= 0, "{}: HDF5 cannot write; is the disk full?", path_); }
-  void flush() { done(H5Fflush(file_, H5F_SCOPE_GLOBAL)); }
+  void close() {
+    done(H5Fflush(file_, H5F_SCOPE_GLOBAL));
+    done(file_.end());
+  }
 
  private:
-  // The 1.10 format checksums the metadata itself.
   static Handle create(const std::string& path) {
-    const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-    H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
+    const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
+    H5Pset_userblock(creation, Seal::size);
     quiet();
-    return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose};
+    return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, H5P_DEFAULT), H5Fclose};
   }
 
   void attribute(const char* name, hid_t type, const void* value) {
@@ -147,14 +137,35 @@ class Builder {
   Handle file_;
 };
 
+FILE* open_for_update(const std::string& path) {
+  const int id = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  FILE* const file = id < 0 ? nullptr : fdopen(id, "w+b");
+  check(file != nullptr, "{}: cannot be written ({})", path, std::strerror(errno));
+  return file;
+}
+
 int64_t width_of(int64_t vocabulary) { return vocabulary > 65536 ? 4 : 2; }
 
 }  // namespace
 
 struct TokenShardWriter::State {
   ~State() {
-    if (waiting) fclose(waiting);
+    if (!waiting) return;
+    std::remove(waiting_path().c_str());
     if (!partial.empty()) std::remove(partial.c_str());
+    fclose(waiting);
+  }
+
+  std::string waiting_path() const { return path + ".tokens"; }
+
+  // Opens the file that the tokens wait in, for this writer alone.
+  void open_waiting() {
+    const std::string name = waiting_path();
+    waiting = open_for_update(name);
+    const bool taken = flock(fileno(waiting), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;  // some disks cannot lock
+    if (taken) fclose(std::exchange(waiting, nullptr));
+    check(!taken, "{}: another program is writing it", path);
+    check(ftruncate(fileno(waiting), 0) == 0, "{}: cannot be written ({})", name, std::strerror(errno));
   }
 
   void put(std::span<const int32_t> tokens) {
@@ -170,8 +181,8 @@ struct TokenShardWriter::State {
     offsets.back() += tokens.size();
   }
 
-  /// Copies the waiting tokens into /tokens block by block.
-  void move_tokens(Builder& file) {
+  /// Copies the waiting tokens into /tokens block by block; returns where they lie in the file.
+  int64_t move_tokens(Builder& file) {
     const auto width = static_cast<size_t>(width_of(info.vocabulary));
     const hid_t type = width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE;
     const Handle set = file.dataset("tokens", type, offsets.back()), all(H5Dget_space(set), H5Sclose);
@@ -187,12 +198,15 @@ struct TokenShardWriter::State {
       crcs.push_back(crc(std::span(block).first(count * width)));
       first += count;
     }
-    file.write("crc/tokens", crcs);
+    file.write("token_crcs", crcs);
+    const haddr_t offset = H5Dget_offset(set);
+    check(offset != HADDR_UNDEF, "{}: HDF5 does not say where the tokens lie", path);
+    return static_cast<int64_t>(offset);
   }
 
   std::string path, partial;
   ShardInfo info;
-  FILE* waiting = nullptr;  // the tokens, in a file without a name
+  FILE* waiting = nullptr;  // the tokens
   std::vector<uint16_t> narrow;
   std::vector<uint64_t> offsets{0}, bytes;
   std::vector<uint8_t> source_ids;
@@ -203,10 +217,7 @@ TokenShardWriter::TokenShardWriter(const std::string& path, const ShardInfo& inf
     : state_(std::make_unique<State>()) {
   state_->path = path;
   state_->info = info;
-  const auto name = path + ".tokens";
-  state_->waiting = fopen(name.c_str(), "w+b");
-  check(state_->waiting != nullptr, "{}: cannot be written ({})", name, std::strerror(errno));
-  std::remove(name.c_str());
+  state_->open_waiting();
 }
 
 TokenShardWriter::~TokenShardWriter() = default;
@@ -234,21 +245,22 @@ void TokenShardWriter::finish() {
   auto& s = *state_;
   check(documents() > 0, "{}: no documents to write", s.path);
   s.partial = s.path + ".partial";
+  int64_t begin = 0;
   {
     Builder file(s.partial);
-    s.move_tokens(file);
-    file.write_checked("doc_offsets", s.offsets);
-    file.write_checked("text_bytes", s.bytes);
-    file.write_checked("source_id", s.source_ids);
+    begin = s.move_tokens(file);
+    file.write("doc_offsets", s.offsets);
+    file.write("text_bytes", s.bytes);
+    file.write("source_id", s.source_ids);
     file.write_strings("sources", s.sources);
-    file.attribute("format", format_version);
     file.attribute("tokenizer", s.info.tokenizer);
     file.attribute("vocabulary", s.info.vocabulary);
     file.attribute("end_of_document", int64_t{s.info.end_of_document});
     file.attribute("tokens", static_cast<int64_t>(s.offsets.back()));
     file.attribute("documents", documents());
-    file.flush();
+    file.close();
   }
+  write_seal(s.partial, kind, begin, begin + static_cast<int64_t>(s.offsets.back()) * width_of(s.info.vocabulary));
   publish(s.partial, s.path);
   s.partial.clear();
 }
@@ -294,52 +306,23 @@ class Opened {
     return values;
   }
 
-  template <class T>
-  std::vector<T> read_checked(const std::string& name, uint64_t& fingerprint) {
-    auto values = read<T>(name);
-    mix(fingerprint, checked(name, bytes_of(values)));
-    return values;
-  }
-
-  /// The stored checksums of a dataset, which must be those of its bytes.
-  std::vector<uint32_t> checked(const std::string& name, std::span<const char> bytes) {
-    auto stored = read<uint32_t>("crc/" + name);
-    const auto computed = block_crcs(bytes);
-    check(stored.size() == computed.size(), "{}: /{} has {} checksums for {} blocks", path_, name, stored.size(),
-          computed.size());
-    for (size_t i = 0; i < stored.size(); ++i)
-      check(stored[i] == computed[i], "{}: damaged: block {} of /{} has checksum {:08x}, not {:08x}", path_, i, name,
-            computed[i], stored[i]);
-    return stored;
-  }
-
   std::vector<std::string> strings(const std::string& name) {
     const Handle set = dataset(name), type(H5Dget_type(set), H5Tclose);
     const size_t width = H5Tget_size(type);
     std::string cells(width * size(set), '\0');
     readable(H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, cells.data()), name);
-    checked(name, cells);
     std::vector<std::string> values;
     for (size_t at = 0; at < cells.size(); at += width) values.emplace_back(cells.substr(at, width).c_str());
     return values;
   }
 
-  static void mix(uint64_t& fingerprint, const std::vector<uint32_t>& crcs) {
-    const auto bytes = bytes_of(crcs);
-    fingerprint = hash_bytes(std::string(reinterpret_cast<const char*>(&fingerprint), 8) +
-                             std::string(bytes.data(), bytes.size()));
-  }
-
  private:
   static Handle open(const std::string& path) {
-    std::error_code error;
-    check(std::filesystem::exists(path, error), "{}: no such file", path);
     quiet();
-    check(H5Fis_hdf5(path.c_str()) > 0, "{}: not an HDF5 file", path);
     const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
     H5Pset_file_locking(access, false, true);  // locks fail on some parallel file systems; a shard never changes
     Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
-    check(file.opened(), "{}: cut short or damaged: HDF5 cannot open it", path);
+    check(file.opened(), "{}: HDF5 cannot open it", path);
     return file;
   }
 
@@ -359,36 +342,32 @@ class Opened {
 
 }  // namespace
 
-TokenShard::TokenShard(const std::string& path, const std::string& tokenizer) : path_(path) {
+TokenShard::TokenShard(const std::string& path, const std::string& tokenizer)
+    : path_(path), file_(std::make_shared<Descriptor>(open(path.c_str(), O_RDONLY | O_CLOEXEC))) {
+  check(file_->get() >= 0, "{}: cannot be read ({})", path, std::strerror(errno));
+  const Seal seal = check_seal(file_->get(), path, kind);
   read_metadata();
+  check(seal.begin == tokens_offset_ && seal.end == tokens_offset_ + tokens() * token_width_,
+        "{}: damaged: /tokens does not lie where the seal says", path);
+  check_counts();
   check(tokenizer.empty() || tokenizer == info_.tokenizer, "{}: written by the tokenizer \"{}\", but \"{}\" is wanted",
         path_, info_.tokenizer, tokenizer);
-  check_counts();
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  check(descriptor >= 0, "{}: cannot be read ({})", path, std::strerror(errno));
-  descriptor_ = std::shared_ptr<const int>(new int(descriptor), [](const int* opened) {
-    close(*opened);
-    delete opened;
-  });
-  const int64_t wanted = tokens_offset_ + tokens() * token_width_;
-  const auto have = static_cast<int64_t>(std::filesystem::file_size(path));
-  check(have >= wanted, "{}: cut short: {} bytes, but its tokens end at byte {}", path, have, wanted);
 }
 
 void TokenShard::read_metadata() {
   Opened file(path_);
-  const int64_t version = file.attribute("format");
-  check(version == format_version, "{}: token file of format {}, this program reads format {}", path_, version,
-        format_version);
   info_ = {file.text_attribute("tokenizer"), file.attribute("vocabulary"),
            static_cast<int32_t>(file.attribute("end_of_document"))};
   token_width_ = width_of(info_.vocabulary);
-  offsets_ = file.read_checked<uint64_t>("doc_offsets", fingerprint_);
-  bytes_ = file.read_checked<uint64_t>("text_bytes", fingerprint_);
-  source_ids_ = file.read_checked<uint8_t>("source_id", fingerprint_);
+  offsets_ = file.read<uint64_t>("doc_offsets");
+  bytes_ = file.read<uint64_t>("text_bytes");
+  source_ids_ = file.read<uint8_t>("source_id");
   sources_ = file.strings("sources");
-  token_crcs_ = file.read<uint32_t>("crc/tokens");
-  Opened::mix(fingerprint_, token_crcs_);
+  token_crcs_ = file.read<uint32_t>("token_crcs");
+  checked_.reset(new std::atomic<bool>[token_crcs_.size()]());
+  fingerprint_ = 0;
+  for (const auto part : {bytes_of(offsets_), bytes_of(bytes_), bytes_of(source_ids_), bytes_of(token_crcs_)})
+    fingerprint_ = hash_bytes(fmt::format("{:016x} {} {:08x}", fingerprint_, part.size(), crc(part)));
   check(!offsets_.empty() && std::cmp_equal(offsets_.back(), file.attribute("tokens")) &&
             std::cmp_equal(offsets_.size() - 1, file.attribute("documents")),
         "{}: damaged: {} tokens and {} documents by its attributes, {} and {} by /doc_offsets", path_,
@@ -406,6 +385,8 @@ void TokenShard::read_metadata() {
 }
 
 void TokenShard::check_counts() const {
+  check(0 <= info_.end_of_document && info_.end_of_document < info_.vocabulary,
+        "{}: damaged: the end of a document is token {} of {}", path_, info_.end_of_document, info_.vocabulary);
   const size_t count = offsets_.size() - 1;
   check(count > 0 && offsets_.front() == 0 &&
             std::adjacent_find(offsets_.begin(), offsets_.end(), std::greater_equal<>()) == offsets_.end(),
@@ -431,7 +412,7 @@ int64_t TokenShard::document_of(int64_t token) const {
 
 void TokenShard::read_bytes(int64_t first_byte, std::span<char> to) const {
   while (!to.empty()) {
-    const ssize_t count = pread(*descriptor_, to.data(), to.size(), tokens_offset_ + first_byte);
+    const ssize_t count = pread(file_->get(), to.data(), to.size(), tokens_offset_ + first_byte);
     if (count < 0 && errno == EINTR) continue;
     check(count >= 0, "{}: cannot be read ({})", path_, std::strerror(errno));
     check(count > 0, "{}: cut short while it was open", path_);
@@ -442,23 +423,27 @@ void TokenShard::read_bytes(int64_t first_byte, std::span<char> to) const {
 
 void TokenShard::read(int64_t first, std::span<int32_t> to) const {
   const auto count = static_cast<int64_t>(to.size());
-  check(first >= 0 && first + count <= tokens(), "{}: tokens {} to {} of {}", path_, first, first + count, tokens());
-  if (token_width_ == 4) return read_bytes(4 * first, {reinterpret_cast<char*>(to.data()), 4 * to.size()});
+  check(first >= 0 && count <= tokens() - first, "{}: tokens {} to {} of {}", path_, first, first + count, tokens());
+  const int64_t begin = first * token_width_, end = (first + count) * token_width_;
+  for (int64_t i = begin / block_bytes; i * block_bytes < end; ++i)
+    if (!checked_[i]) check_block(i);
+  if (token_width_ == 4) return read_bytes(begin, {reinterpret_cast<char*>(to.data()), 4 * to.size()});
   std::vector<uint16_t> narrow(to.size());
-  read_bytes(2 * first, {reinterpret_cast<char*>(narrow.data()), 2 * narrow.size()});
+  read_bytes(begin, {reinterpret_cast<char*>(narrow.data()), 2 * narrow.size()});
   std::copy(narrow.begin(), narrow.end(), to.begin());
 }
 
+void TokenShard::check_block(int64_t i) const {
+  std::vector<char> block(static_cast<size_t>(std::min(block_bytes, tokens() * token_width_ - i * block_bytes)));
+  read_bytes(i * block_bytes, block);
+  const uint32_t stored = token_crcs_[static_cast<size_t>(i)], computed = crc(block);
+  check(computed == stored, "{}: damaged: block {} of /tokens has checksum {:08x}, not {:08x}", path_, i, computed,
+        stored);
+  checked_[i] = true;
+}
+
 void TokenShard::verify() const {
-  std::vector<char> block(block_bytes);
-  const int64_t size = tokens() * token_width_;
-  for (int64_t i = 0; i * block_bytes < size; ++i) {
-    const auto part = std::span(block).first(static_cast<size_t>(std::min(block_bytes, size - i * block_bytes)));
-    read_bytes(i * block_bytes, part);
-    const uint32_t stored = token_crcs_[static_cast<size_t>(i)], computed = crc(part);
-    check(computed == stored, "{}: damaged: block {} of /tokens has checksum {:08x}, not {:08x}", path_, i, computed,
-          stored);
-  }
+  for (size_t i = 0; i < token_crcs_.size(); ++i) check_block(static_cast<int64_t>(i));
 }
 
 }  // namespace adder

@@ -56,8 +56,8 @@ class Communicator {
   /// Every member's text, by rank.
   std::vector<std::string> exchange(const std::string& text) const;
 
-  /// The same group, moving at most so many elements from each member in one call of MPI. The numbers that arrive do not
-  /// depend on it.
+  /// The same group, moving at most so many elements from each member in one call of MPI. The numbers that arrive do
+  /// not depend on it.
   Communicator with_chunk(int64_t elements) const;
 
  private:

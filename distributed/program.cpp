@@ -13,8 +13,9 @@ namespace {
 
 // One of several ranks: says what happened and ends all of them, which may sit in a collective and wait for this one.
 [[noreturn]] void end_all(int64_t rank, const std::string& sentence, int status) {
-  // What all ranks throw is said once, by the first; what one throws is said half a second later.
-  if (rank > 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  // What all ranks throw is said once, by the first; what one throws is said two seconds later: a busy machine takes
+  // that long to end the others.
+  if (rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
   std::fprintf(stderr, "error on rank %d: %s\n", static_cast<int>(rank), sentence.c_str());
   std::fflush(nullptr);
   abort_all(status);

@@ -91,8 +91,8 @@ void Run::add_flags() {
   if (keeps_folder) {
     flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg",
                {.may_change = true});
-    flags_.add("fresh", options_.fresh, "start anew: an earlier run's checkpoints move to checkpoints.1, its metrics go",
-               {.may_change = true});
+    flags_.add("fresh", options_.fresh,
+               "start anew: an earlier run's checkpoints move to checkpoints.1, its metrics go", {.may_change = true});
     flags_.add("time-limit", options_.time_limit,
                "stop and save after this time: minutes (90) or 1h30m; saving comes on top", {.may_change = true});
     flags_.add("save-every", options_.save_every, "steps between checkpoints, 0: only at the end",
@@ -101,7 +101,8 @@ void Run::add_flags() {
                {.min = 0, .may_change = true});
   }
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
-  flags_.add("threads", options_.threads, "processor threads of a process, 0: every core it may use, shared among those that may use the same",
+  flags_.add("threads", options_.threads,
+             "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
   flags_.add("device", options_.device, "where to compute; otherwise on a GPU if one answers",
              {.choices = {"cpu", "cuda"}, .may_change = true});

@@ -67,9 +67,9 @@ struct Logged {
 
 class Run {
  public:
-  /// Starts MPI if mpirun started the program, parses the command line, checks the processor, sets the threads, locks the
-  /// run folder. Throws HelpShown, UsageError (also when a flag is not what the saved run in the folder had, and --fresh
-  /// was not given) and Error.
+  /// Starts MPI if mpirun started the program, parses the command line, checks the processor, sets the threads, locks
+  /// the run folder. Throws HelpShown, UsageError (also when a flag is not what the saved run in the folder had, and
+  /// --fresh was not given) and Error.
   Run(int argc, const char* const* argv, Flags flags, RunOptions options = {});
   ~Run();
   Run(const Run&) = delete;

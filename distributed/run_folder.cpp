@@ -1,6 +1,7 @@
 #include "adder/distributed/run_folder.h"
 
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/distributed/machine.h"
 
 #include <fcntl.h>
@@ -8,20 +9,18 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <nlohmann/json.hpp>
-
 #include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 namespace adder {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 
 Descriptor opened(const std::string& path, int mode) {
   Descriptor file(open(path.c_str(), mode | O_CLOEXEC, 0666));
@@ -42,9 +41,7 @@ Json number(double x) {
   return std::isnan(x) ? "NaN" : x > 0 ? "Infinity" : "-Infinity";
 }
 
-std::string dump(const Json& json, int indent) {
-  return json.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n";
-}
+std::string rest_of(std::ifstream& file) { return {std::istreambuf_iterator<char>(file), {}}; }
 
 std::string now_utc() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
 
@@ -55,8 +52,6 @@ Json versions() {
 #endif
   json["compiler"] = __VERSION__;
   json["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
-  json["nlohmann_json"] = fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
-                                      NLOHMANN_JSON_VERSION_PATCH);
   return json;
 }
 
@@ -68,8 +63,8 @@ bool is_checkpoint(const fs::directory_entry& entry) {
 
 // The step of a line of metrics; -1 for a line that is damaged or was cut short.
 int64_t step_of(const Json& line) {
-  return line.is_object() && line.contains("step") && line["step"].is_number_integer() ? line["step"].get<int64_t>()
-                                                                                       : -1;
+  const Json* const step = line.find("step");
+  return step && step->is_integer() ? step->integer() : -1;
 }
 
 }  // namespace
@@ -104,24 +99,27 @@ bool RunFolder::has_checkpoint() const {
 std::pair<std::string, std::string> RunFolder::saved() const {
   std::ifstream file(path_ + "/run.json");
   if (!file) return {};
-  const Json json = Json::parse(file, nullptr, false);
-  check(json.is_object() && json.contains("recipe") && json["recipe"].is_string() && json.contains("options"),
-        "{}/run.json is damaged: it should hold a recipe and its options", path_);
-  return {json["recipe"].get<std::string>(), json["options"].dump()};
+  const Json json = Json::parse_or_null(rest_of(file));
+  const Json *recipe = json.find("recipe"), *options = json.find("options");
+  check(recipe && recipe->is_string() && options, "{}/run.json is damaged: it should hold a recipe and its options",
+        path_);
+  return {recipe->string(), options->text()};
 }
 
 void RunFolder::start(const StartRecord& record) {
   cut_metrics(record.step);
   Json starts = Json::array();
   if (std::ifstream file(path_ + "/run.json"); record.step > 0 && file)
-    if (const Json before = Json::parse(file, nullptr, false); before.is_object() && before.contains("starts"))
-      starts = before["starts"];
-  starts.push_back({{"time", now_utc()}, {"step", record.step}, {"command", record.command}, {"host", host_name()},
-                    {"process", getpid()}, {"ranks", record.ranks}, {"threads", record.threads},
-                    {"devices", record.devices}});
-  const Json run{{"recipe", record.recipe}, {"options", Json::parse(record.options)}, {"seed", record.seed},
-                 {"commit", source_commit()}, {"versions", versions()}, {"starts", starts}};
-  write("run.json", dump(run, 2));
+    if (const Json before = Json::parse_or_null(rest_of(file)); before.find("starts") && before.at("starts").is_array())
+      starts = before.at("starts");
+  Json::Array devices(record.devices.begin(), record.devices.end());
+  starts.push_back(Json::object({{"time", now_utc()}, {"step", record.step}, {"command", record.command},
+                                 {"host", host_name()}, {"process", getpid()}, {"ranks", record.ranks},
+                                 {"threads", record.threads}, {"devices", Json::array(std::move(devices))}}));
+  const Json run = Json::object({{"recipe", record.recipe}, {"options", Json::parse(record.options)},
+                                 {"seed", record.seed}, {"commit", source_commit()}, {"versions", versions()},
+                                 {"starts", starts}});
+  write("run.json", run.text(2) + "\n");
 }
 
 void RunFolder::cut_metrics(int64_t last_step) {
@@ -129,7 +127,7 @@ void RunFolder::cut_metrics(int64_t last_step) {
   std::string kept, line;
   if (std::ifstream file(name); last_step > 0 && file)
     while (std::getline(file, line))
-      if (const int64_t step = step_of(Json::parse(line, nullptr, false)); step >= 0 && step <= last_step)
+      if (const int64_t step = step_of(Json::parse_or_null(line)); step >= 0 && step <= last_step)
         kept += line + "\n";
   write("metrics.jsonl", kept);
   metrics_ = opened(name, O_WRONLY | O_APPEND);
@@ -138,19 +136,19 @@ void RunFolder::cut_metrics(int64_t last_step) {
 void RunFolder::append(int64_t step, const NamedNumbers& values) {
   check(metrics_.get() >= 0, "run folder {}: start() comes before the first line of metrics", path_);
   const double time = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-  Json line{{"step", step}, {"time", std::round(time * 1000) / 1000}};
+  Json line = Json::object({{"step", step}, {"time", std::round(time * 1000) / 1000}});
   for (const auto& [name, value] : values) line[name] = number(value);
-  write_all(metrics_, dump(line, -1), path_ + "/metrics.jsonl");
+  write_all(metrics_, line.text() + "\n", path_ + "/metrics.jsonl");
 }
 
 std::vector<std::pair<double, double>> RunFolder::history(std::string_view name) const {
   std::vector<std::pair<double, double>> points;
   std::string text;
   for (std::ifstream file(path_ + "/metrics.jsonl"); std::getline(file, text);) {
-    const Json line = Json::parse(text, nullptr, false);
-    if (step_of(line) < 0 || !line.contains(name)) continue;
-    const Json& value = line[std::string(name)];
-    points.emplace_back(step_of(line), value.is_number() ? value.get<double>() : std::nan(""));
+    const Json line = Json::parse_or_null(text);
+    const Json* const value = line.find(name);
+    if (step_of(line) < 0 || !value) continue;
+    points.emplace_back(step_of(line), value->is_number() ? value->number() : std::nan(""));
   }
   return points;
 }

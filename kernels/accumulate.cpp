@@ -15,7 +15,8 @@ void accumulate(const Tensor& from, const Tensor& to) {
 
 void accumulate(Cpu, const Tensor& from, const Tensor& to) {
   const bool flat = from.contiguous() && to.contiguous();
-  const int64_t row = flat ? 1 << 14 : std::min(from.contiguous() ? to.row() : from.row(), to.contiguous() ? from.row() : to.row());
+  const int64_t row =
+      flat ? 1 << 14 : std::min(from.contiguous() ? to.row() : from.row(), to.contiguous() ? from.row() : to.row());
   with_float("accumulate", to.dtype(), [&]<class T>(T) {
     const T* source = from.data<T>();
     T* target = to.data<T>();

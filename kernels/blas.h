@@ -13,8 +13,8 @@ struct Matrix {
   bool transposed = false;
 };
 
-/// c[m, n] = alpha op(a)[m, k] op(b)[k, n] + beta c, row-major, c with its own stride. beta = 0 overwrites NaN. Inside a
-/// parallel region it runs on the calling thread. T is float or double.
+/// c[m, n] = alpha op(a)[m, k] op(b)[k, n] + beta c, row-major, c with its own stride. beta = 0 overwrites NaN. Inside
+/// a parallel region it runs on the calling thread. T is float or double.
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, T alpha, Matrix<T> a, Matrix<T> b, T beta, T* c, int64_t stride_c);
 

@@ -143,17 +143,20 @@ class Chunks {
     check(chunk >= 0, "LinearCrossEntropy: chunks of {} tokens", chunk);
     x_ = x.matrix();
     targets_ = contiguous(targets).reshape({targets.count()});
-    weight_ = weight.slice_first(0, vocabulary > 0 ? vocabulary : weight.size(0));
+    weight_ = weight;
+    vocabulary_ = vocabulary > 0 ? vocabulary : weight.size(0);
     chunk_ = std::min(chunk > 0 ? chunk : chunk_size(x.device(), weight_.size(0)), tokens());
     buffer_ = new_buffer(wide(x.dtype()));
   }
 
   /// Room for the logits of a chunk. Rows start at multiples of 64 elements: products and kernels read whole pieces.
   Tensor new_buffer(DType type) const {
-    const int64_t n = weight_.size(0);
-    return Tensor({chunk_, (n + 63) / 64 * 64}, type, x_.device()).slice_last(0, n);
+    const int64_t n = weight_.size(0), pitch = (n + 63) / 64 * 64;
+    const Tensor all({chunk_, pitch}, type, x_.device());
+    if (pitch > n) fill(all.slice_last(n, pitch), 0);  // of a last piece that is read, not counted
+    return all.slice_last(0, n);
   }
-  /// Calls f(begin, end, logits [end - begin, vocabulary]) for every chunk; f may overwrite the logits.
+  /// Calls f(begin, end, logits [end - begin, rows of the weight]) for every chunk; f may overwrite the logits.
   template <class F>
   void each(F&& f) const {
     for (int64_t begin = 0; begin < tokens(); begin += chunk_) {
@@ -165,12 +168,13 @@ class Chunks {
   }
   int64_t tokens() const { return x_.size(0); }
   const Tensor& x() const { return x_; }              // [tokens, d]
-  const Tensor& weight() const { return weight_; }    // [vocabulary, d]
+  const Tensor& weight() const { return weight_; }    // [rows, d]
+  int64_t vocabulary() const { return vocabulary_; }  // the rows that are tokens
   const Tensor& targets() const { return targets_; }  // [tokens]
 
  private:
   Tensor x_, weight_, targets_, buffer_;
-  int64_t chunk_;
+  int64_t vocabulary_, chunk_;
 };
 
 struct TokenLosses {
@@ -182,11 +186,12 @@ TokenLosses forward_chunks(const Chunks& chunks, double z_loss) {
   const Shape shape{chunks.tokens()};
   const DType type = wide(x.dtype());
   const TokenLosses result{Tensor(shape, type, x.device()), Tensor(shape, type, x.device())};
-  if (x.device() == Device::cpu) check_targets(chunks.targets(), chunks.weight().size(0));
+  if (x.device() == Device::cpu) check_targets(chunks.targets(), chunks.vocabulary());
   on(x.device(), [&](auto backend) {
     chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
-      cross_entropy_forward(backend, logits, chunks.targets().slice_first(begin, end), z_loss,
-                            result.losses.slice_first(begin, end), result.logsumexp.slice_first(begin, end));
+      cross_entropy_forward(backend, logits.slice_last(0, chunks.vocabulary()),
+                            chunks.targets().slice_first(begin, end), z_loss, result.losses.slice_first(begin, end),
+                            result.logsumexp.slice_first(begin, end));
     });
   });
   return result;
@@ -210,25 +215,26 @@ void LinearCrossEntropy::backward(const Tensor& dloss, Grads& to) const {
   if (!to.wants(0) && !to.wants(1)) return;
   const Slot dx = to.wants(0) ? to.slot(0) : Slot{}, dw = to.wants(1) ? to.slot(1) : Slot{};
   const Chunks chunks(x, weight, targets, vocabulary, chunk);
-  if (dw.tensor && !dw.accumulate) fill(dw.tensor, 0);  // the padding too; the chunks then add
+  if (dw.tensor && !dw.accumulate) fill(dw.tensor, 0);  // the chunks then add
+  const int64_t vocabulary = chunks.vocabulary(), rows = chunks.weight().size(0);
   const Tensor rounded = x.dtype() == DType::bf16 ? chunks.new_buffer(DType::bf16) : Tensor();
   chunks.each([&](int64_t begin, int64_t end, const Tensor& logits) {
     const Tensor dlogits = rounded ? rounded.slice_first(0, end - begin) : logits;
     on(x.device(), [&](auto backend) {
-      cross_entropy_backward(backend, {.logits = logits,
-                                       .dlogits = dlogits,
+      cross_entropy_backward(backend, {.logits = logits.slice_last(0, vocabulary),
+                                       .dlogits = dlogits.slice_last(0, vocabulary),
                                        .targets = chunks.targets().slice_first(begin, end),
                                        .logsumexp = logsumexp.slice_first(begin, end),
                                        .dloss = dloss,
                                        .scale = scale,
                                        .z_loss = z_loss});
     });
+    if (vocabulary < rows) fill(dlogits.slice_last(vocabulary, rows), 0);
     if (dx.tensor)
       multiply({.a = dlogits, .b = chunks.weight(), .c = dx.tensor.matrix().slice_first(begin, end),
                 .beta = dx.accumulate ? 1.0 : 0.0});
     if (dw.tensor)
-      multiply({.a = dlogits, .b = chunks.x().slice_first(begin, end),
-                .c = dw.tensor.slice_first(0, chunks.weight().size(0)), .transpose_a = true, .beta = 1});
+      multiply({.a = dlogits, .b = chunks.x().slice_first(begin, end), .c = dw.tensor, .transpose_a = true, .beta = 1});
   });
 }
 

@@ -7,10 +7,9 @@
 
 namespace adder {
 
-/// y[.] = weight[tokens[.]]. A token outside [0, vocabulary) throws, naming its position; on the GPU, which nobody waits
-/// for, its row becomes NaN instead, and it gives no gradient.
-/// Backward keeps the tokens: dweight[v] = sum of dy over the positions of token v, in their order, so that the result
-/// does not depend on the number of threads.
+/// y[.] = weight[tokens[.]]. A token outside [0, vocabulary) throws, naming its position; on the GPU, which nobody
+/// waits for, its row becomes NaN instead, and it gives no gradient. Backward keeps the tokens: dweight[v] = sum of dy
+/// over the positions of token v, in their order, so that the result does not depend on the number of threads.
 struct Embedding {
   Tensor tokens;  // i32 [batch, time], or any other shape
   Tensor weight;  // [vocabulary, channel]

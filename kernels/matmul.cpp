@@ -93,7 +93,8 @@ void Matmul::backward(const Tensor& wide_dy, Grads& to) const {
   }
   if (to.wants(1)) {
     const Slot dw = to.slot(1);
-    multiply({.a = dy.matrix(), .b = x.matrix(), .c = dw.tensor, .transpose_a = true, .beta = dw.accumulate ? 1.0 : 0.0});
+    multiply(
+        {.a = dy.matrix(), .b = x.matrix(), .c = dw.tensor, .transpose_a = true, .beta = dw.accumulate ? 1.0 : 0.0});
   }
   if (bias && to.wants(2)) {
     const Slot db = to.slot(2);

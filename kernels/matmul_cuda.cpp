@@ -104,7 +104,7 @@ class Products {
     const float alpha = static_cast<float>(p.alpha), beta = static_cast<float>(p.beta);
     check(cublasLtMatmul(handle_.get(), plan.operation.get(), &alpha, p.b.address(), plan.b.get(), p.a.address(),
                          plan.a.get(), &beta, p.c.address(), plan.c.get(), p.c.address(), plan.c.get(),
-                         &plan.algorithm, workspace_.data(), workspace_bytes, on.stream), "cuBLASLt product");
+                         &plan.algorithm, workspace_.address(), workspace_bytes, on.stream), "cuBLASLt product");
   }
 
  private:
@@ -150,7 +150,8 @@ class Products {
   }
 
   Handle handle_;
-  Storage workspace_{Device::cuda, workspace_bytes};  // for the compute stream alone
+  // For the compute stream alone. Zero at first, so that no product reads what nobody wrote.
+  Tensor workspace_ = zeros({workspace_bytes / 4}, DType::f32, Device::cuda);
   std::mutex mutex_;
   std::map<Key, Plan> plans_;
 };

@@ -22,7 +22,7 @@ struct Context {
   Mode mode = Mode::evaluate;
   Tensor document = {};  // i32 [batch, time]; undefined: every row is one document
   Recompute recompute = Recompute::cheap;  // of a LanguageModel: as its options say
-  Tensor position = {};  // i32 [2]: the optimizer's step, and the number of the first row in the global batch. For dropout
+  Tensor position = {};  // i32 [2], for dropout: the optimizer's step, and the number of row 0 in the global batch
 };
 
 /// Whether a layer gives back the memory of what is cheap to make again.

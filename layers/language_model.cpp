@@ -26,8 +26,9 @@ const LanguageModelOptions& valid(const LanguageModelOptions& o) {
 }  // namespace
 
 void LanguageModelOptions::validate() const {
-  check(vocabulary > 0 && pad_vocabulary > 0 && layers > 0, "LanguageModel: vocabulary {}, pad_vocabulary {} and layers {} must be positive",
-        vocabulary, pad_vocabulary, layers);
+  check(vocabulary > 0 && pad_vocabulary > 0 && layers > 0,
+        "LanguageModel: vocabulary {}, pad_vocabulary {} and layers {} must be positive", vocabulary, pad_vocabulary,
+        layers);
   check(dropout >= 0 && dropout < 1, "LanguageModel: a dropout of {} is not in [0, 1)", dropout);
   mixer.validate();
 }
@@ -88,7 +89,9 @@ Tensor Block::dropped(const Tensor& x, uint64_t key, const Context& context) con
 }
 
 LanguageModel::LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o)
-    : options(valid(o)), embedding(p / "embedding", o.table_rows(), o.mixer.d_model), norm(p / "norm", o.mixer.d_model, o.eps) {
+    : options(valid(o)),
+      embedding(p / "embedding", o.table_rows(), o.mixer.d_model),
+      norm(p / "norm", o.mixer.d_model, o.eps) {
   for (int64_t i = 0; i < o.layers; ++i) blocks.emplace_back(p / "block" / i, mesh, o);
   head = o.tied ? embedding.weight : Linear(p / "head", o.mixer.d_model, o.table_rows()).weight;
 }
@@ -118,7 +121,8 @@ Tensor LanguageModel::loss(const Batch& given, Mode mode) const {
 Tensor LanguageModel::token_losses(const Batch& given) const {
   NoGrad none;
   const Batch batch = to_device(given, device());
-  return adder::token_losses(hidden(batch.tokens, {.document = batch.document}), head.detach(), batch.targets, options.vocabulary);
+  return adder::token_losses(hidden(batch.tokens, {.document = batch.document}), head.detach(), batch.targets,
+                             options.vocabulary);
 }
 
 Tensor LanguageModel::logits(const Tensor& x) const {
@@ -126,7 +130,9 @@ Tensor LanguageModel::logits(const Tensor& x) const {
   return apply(Split{.x = all, .sizes = {options.vocabulary, options.table_rows() - options.vocabulary}})[0];
 }
 
-Tensor LanguageModel::forward(const Tensor& tokens, const Context& context) const { return logits(hidden(tokens, context)); }
+Tensor LanguageModel::forward(const Tensor& tokens, const Context& context) const {
+  return logits(hidden(tokens, context));
+}
 
 LanguageModel::State LanguageModel::zero_state(int64_t batch) const {
   State state;
@@ -137,7 +143,8 @@ LanguageModel::State LanguageModel::zero_state(int64_t batch) const {
 Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
-  check(tokens.rank() == 2 && tokens.size(1) > 0, "LanguageModel: a prompt {} is not [batch, time]", to_string(tokens.shape()));
+  check(tokens.rank() == 2 && tokens.size(1) > 0, "LanguageModel: a prompt {} is not [batch, time]",
+        to_string(tokens.shape()));
   Tensor x = embedding(tokens), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto [y, sum] = blocks[i](x, residual, state[i], {});

@@ -48,7 +48,8 @@ struct Block {
   Block(Params p, const Mesh& mesh, const LanguageModelOptions& o);
   /// The last branch's output and the residual stream (undefined before the first block) -> the same after this block.
   std::array<Tensor, 2> operator()(const Tensor& x, const Tensor& residual, const Context& context) const;
-  std::array<Tensor, 2> operator()(const Tensor& x, const Tensor& residual, Mamba2State& state, const Context& context) const;
+  std::array<Tensor, 2> operator()(const Tensor& x, const Tensor& residual, Mamba2State& state,
+                                   const Context& context) const;
   std::array<Tensor, 2> step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const;
 
  private:
@@ -70,8 +71,8 @@ struct LanguageModel {
 
   LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o);
 
-  /// batch.scale x the sum of the nats of its counted targets, [1]: over the micro-batches and ranks of a step these add
-  /// to the mean.
+  /// batch.scale x the sum of the nats of its counted targets, [1]: over the micro-batches and ranks of a step these
+  /// add to the mean.
   Tensor loss(const Batch& batch, Mode mode = Mode::train) const;
   /// Nats of every target, [batch, time]; 0 where it is not counted. Not recorded.
   Tensor token_losses(const Batch& batch) const;

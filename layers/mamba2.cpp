@@ -71,8 +71,8 @@ void Mamba2Options::validate() const {
   check(norm_groups >= 0 && ssm() % (norm_groups ? norm_groups : groups) == 0,
         "Mamba2: {} channels cannot be normalised in {} groups", ssm(), norm_groups ? norm_groups : groups);
   check(A_min > 0 && A_max >= A_min, "Mamba2: A_min {} and A_max {} must be positive and in order", A_min, A_max);
-  check(dt_init_min > 0 && dt_init_max >= dt_init_min, "Mamba2: dt_init_min {} and dt_init_max {} must be positive and in order",
-        dt_init_min, dt_init_max);
+  check(dt_init_min > 0 && dt_init_max >= dt_init_min,
+        "Mamba2: dt_init_min {} and dt_init_max {} must be positive and in order", dt_init_min, dt_init_max);
 }
 
 Mamba2::Mamba2(Params p, const Mesh& mesh, const Mamba2Options& o)
@@ -81,7 +81,8 @@ Mamba2::Mamba2(Params p, const Mesh& mesh, const Mamba2Options& o)
       out_proj(p / "out_proj", o.d_inner(), o.d_model, {.bias = o.bias, .scale = o.out_scale, .shard_axis = 1}) {
   const double bound = 1 / std::sqrt(static_cast<double>(o.d_model));
   const int64_t replicas = replicas_of(o, mesh);
-  in_proj = (p / "in_proj").create_packed("weight", o.d_model, in_proj_parts(o, init::uniform(-bound, bound), true, replicas));
+  const auto rows = in_proj_parts(o, init::uniform(-bound, bound), true, replicas);
+  in_proj = (p / "in_proj").create_packed("weight", o.d_model, rows);
   if (o.bias) in_bias = (p / "in_proj").create_packed("bias", 0, in_proj_parts(o, init::constant(0), false, replicas));
   const ParamOptions by_head{.decay = false, .shard_axis = 0};
   A_log = p.create("A_log", {o.heads()}, A_log_init(o), by_head);
@@ -98,7 +99,8 @@ Tensor Mamba2::operator()(const Tensor& u, Mamba2State& state, const Context& co
 
 Tensor Mamba2::run(const Tensor& u, Mamba2State* state, const Context& context) const {
   const Mamba2Options& o = options;
-  check(u.rank() == 3 && u.size(2) == o.d_model, "Mamba2: u {} is not [batch, time, {}]", to_string(u.shape()), o.d_model);
+  check(u.rank() == 3 && u.size(2) == o.d_model, "Mamba2: u {} is not [batch, time, {}]", to_string(u.shape()),
+        o.d_model);
   const int64_t batch = u.size(0), time = u.size(1), bc = o.groups * o.d_state;
   const auto parts = apply(Split{.x = apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}),
                                  .sizes = {o.mlp(), o.mlp(), o.ssm(), o.conv_channels(), o.heads()}});

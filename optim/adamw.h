@@ -9,9 +9,9 @@
 // counts only the others. In a bf16 run the same launch writes master and rounded copy. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
 //
 // Over several processes every one of them makes the same update: a step first sums the gradients over mesh.data and
-// mesh.sequence, whose members see other tokens. (Losses carry the factor 1 / targets of the whole step, so sums are what
-// is wanted.) Nothing is summed over mesh.tensor: a part of a parameter that is cut there (shard_axis) belongs to one
-// member, and the layers give every member the whole gradient of one that is not.
+// mesh.sequence, whose members see other tokens. (Losses carry the factor 1 / targets of the whole step, so sums are
+// what is wanted.) Nothing is summed over mesh.tensor: a part of a parameter that is cut there (shard_axis) belongs to
+// one member, and the layers give every member the whole gradient of one that is not.
 #pragma once
 
 #include "adder/autograd/params.h"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adder/core/error.h"
+#include "adder/data/file.h"
 #include "adder/data/machine_text.h"
 #include "adder/data/token_shard.h"
 #include "adder/data/tokenize.h"
@@ -22,13 +23,17 @@ struct Corpus {
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
 /// any, from text found on this machine. One rank makes them, the others wait.
-inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share, Run& run) {
+inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
+                             Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
-  const std::string note = folder + "/made_from", made_from = fmt::format("{} (validation share {})", text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " ")), validation_share);
+  const std::string origin = text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " "));
+  const std::string note = folder + "/made_from",
+                    made_from = fmt::format("{} (validation share {})", origin, validation_share);
   if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) {
     std::string before;
     if (std::ifstream file(note); std::getline(file, before))
-      check(before == made_from, "{} was made from {}, not from {}; choose another folder with --data", folder, before, made_from);
+      check(before == made_from, "{} was made from {}, not from {}; choose another folder with --data", folder, before,
+            made_from);
     return corpus;
   }
   run.mesh().world.barrier();  // every rank has seen that they are missing
@@ -38,21 +43,28 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
   }
   const auto say = [&](const std::string& line) { run.say(line); };
   std::filesystem::create_directories(folder);
-  std::ofstream(note) << made_from << "\n";
+  OutputFile file(note);
+  file.write(made_from + "\n");
+  file.commit();
   if (text.empty()) {
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");
-    for (const SourceReport& source : write_machine_text(text[0], {.repository = std::filesystem::exists("CMakeLists.txt") ? "." : ""}))
+    for (const SourceReport& source :
+         write_machine_text(text[0], {.repository = std::filesystem::exists("CMakeLists.txt") ? "." : ""}))
       say("  " + source.line());
   }
   int64_t next = 64'000'000;
-  const TokenizeReport report = tokenize(text, corpus.train, corpus.validation, {.validation = validation_share}, [&](const TextProgress& p) {
+  const auto progress = [&](const TextProgress& p) {
     if (p.read_bytes < next) return;
     next += 64'000'000;
-    say(fmt::format("  {:.0f} MB of {:.0f} MB read", static_cast<double>(p.read_bytes) / 1e6, static_cast<double>(p.total_bytes) / 1e6));
-  });
+    say(fmt::format("  {:.0f} MB of {:.0f} MB read", static_cast<double>(p.read_bytes) / 1e6,
+                    static_cast<double>(p.total_bytes) / 1e6));
+  };
+  const TokenizeReport report =
+      tokenize(text, corpus.train, corpus.validation, {.validation = validation_share}, progress);
   say(fmt::format("{}: {:.2f} MB of text, {} documents to train on, {} to validate", folder,
-                  static_cast<double>(report.text.text_bytes) / 1e6, report.train_documents, report.validation_documents));
+                  static_cast<double>(report.text.text_bytes) / 1e6, report.train_documents,
+                  report.validation_documents));
   run.mesh().world.barrier();
   return corpus;
 }

@@ -27,8 +27,8 @@ struct Rank {
   double load = 0, memory = 0, flops = 0;  // processes running, GB/s, GFLOP/s
 
   std::string text() const {
-    return fmt::format("{}\n{}\n{}\n{}\n{}\n{} {} {} {} {} {}", host, processor, affinity, build, mpi, cores, host_cores, threads, load,
-                       memory, flops);
+    return fmt::format("{}\n{}\n{}\n{}\n{}\n{} {} {} {} {} {}", host, processor, affinity, build, mpi, cores,
+                       host_cores, threads, load, memory, flops);
   }
   static Rank parse(const std::string& text) {
     Rank r;
@@ -70,7 +70,8 @@ double memory_speed(const Communicator& world) {
 /// GFLOP/s of a product of matrices in f32.
 double product_speed(const Communicator& world) {
   constexpr int64_t n = 1024;
-  const Tensor a = random_normal({n, n}, 1, 1, 0, DType::f32), b = random_normal({n, n}, 2, 1, 0, DType::f32), c = zeros({n, n});
+  const Tensor a = random_normal({n, n}, 1, 1, 0, DType::f32), b = random_normal({n, n}, 2, 1, 0, DType::f32),
+               c = zeros({n, n});
   return 2.0 * n * n * n / seconds(world, [&] { multiply({.a = a, .b = b, .c = c}); }) / 1e9;
 }
 
@@ -112,8 +113,10 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
   }
   const auto differ = [&](const char* what, const std::map<std::string, std::vector<int64_t>>& groups) {
     std::string text;
-    for (const auto& [name, members] : groups) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", list(members), name);
-    if (groups.size() > 1) found.push_back(fmt::format("the ranks run different {}: {}; install the same everywhere", what, text));
+    for (const auto& [name, members] : groups)
+      text += fmt::format("{}{} {}", text.empty() ? "" : ", ", list(members), name);
+    if (groups.size() > 1)
+      found.push_back(fmt::format("the ranks run different {}: {}; install the same everywhere", what, text));
   };
   differ("builds of adder", builds);
   differ("versions of MPI", mpis);
@@ -122,19 +125,21 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
     int64_t threads = 0;
     for (const int64_t r : members) threads += ranks[static_cast<size_t>(r)].threads;
     if (threads > first.cores)
-      found.push_back(fmt::format("{} run{} {} threads on {} core{} ({}): they wait for each other; use fewer ranks or --threads {}", list(members),
-                                  members.size() > 1 ? "" : "s", threads, first.cores, first.cores == 1 ? "" : "s", place,
-                                  std::max<int64_t>(1, first.cores / static_cast<int64_t>(members.size()))));
+      found.push_back(fmt::format(
+          "{} run{} {} threads on {} core{} ({}): they wait for each other; use fewer ranks or --threads {}",
+          list(members), members.size() > 1 ? "" : "s", threads, first.cores, first.cores == 1 ? "" : "s", place,
+          std::max<int64_t>(1, first.cores / static_cast<int64_t>(members.size()))));
   }
   for (const auto& [host, members] : hosts) {
     const Rank& first = ranks[static_cast<size_t>(members[0])];
     const auto bound = [&](int64_t r) { return ranks[static_cast<size_t>(r)].cores == 1; };
     if (first.host_cores > static_cast<int64_t>(members.size()) && std::all_of(members.begin(), members.end(), bound))
-      found.push_back(fmt::format("{} of {} may use one core each, though it has {}: mpirun binds them unless it is given --bind-to none",
-                                  list(members), host, first.host_cores));
+      found.push_back(fmt::format(
+          "{} of {} may use one core each, though it has {}: mpirun binds them unless it is given --bind-to none",
+          list(members), host, first.host_cores));
     if (first.load > 1.5 * static_cast<double>(first.host_cores))
-      found.push_back(fmt::format("{} is busy: {:.1f} processes want its {} cores, so the figures here are too low", host, first.load,
-                                  first.host_cores));
+      found.push_back(fmt::format("{} is busy: {:.1f} processes want its {} cores, so the figures here are too low",
+                                  host, first.load, first.host_cores));
   }
   const auto slow = [&](const char* what, const char* unit, const std::vector<double>& speeds) {
     std::vector<double> sorted = speeds;
@@ -144,7 +149,8 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
     for (size_t r = 0; r < speeds.size(); ++r)
       if (speeds[r] < 0.5 * median) members.push_back(static_cast<int64_t>(r));
     if (!members.empty())
-      found.push_back(fmt::format("{}: {} at less than half of the median, {:.1f} {}; every step waits for the slowest", list(members), what, median, unit));
+      found.push_back(fmt::format("{}: {} at less than half of the median, {:.1f} {}; every step waits for the slowest",
+                                  list(members), what, median, unit));
   };
   slow("products run", "GFLOP/s", flops);
   slow("memory is read", "GB/s", memory);
@@ -156,7 +162,9 @@ void show_collectives(Run& run) {
   const Communicator& world = run.mesh().world;
   const std::vector<int64_t> sizes{1 << 12, 1 << 18, 1 << 24};  // bytes
   std::string title = fmt::format("{:<16}", "collective");
-  for (const int64_t bytes : sizes) title += fmt::format("{:>24}", bytes < 1 << 20 ? fmt::format("{} KiB", bytes >> 10) : fmt::format("{} MiB", bytes >> 20));
+  for (const int64_t bytes : sizes)
+    title += fmt::format("{:>24}",
+                         bytes < 1 << 20 ? fmt::format("{} KiB", bytes >> 10) : fmt::format("{} MiB", bytes >> 20));
   run.say(title);
   using Call = std::function<void(const Tensor& whole, const Tensor& part, const Tensor& other)>;
   const std::vector<std::pair<std::string, Call>> calls{
@@ -180,17 +188,25 @@ void show_collectives(Run& run) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  Run run(argc, argv, Flags("Looks at the processes of a run: hosts, cores, threads, speed of memory, products and collectives, and what is wrong.",
-                            "./adder -n 4 doctor"), {.device = "cpu"});
+  Run run(argc, argv,
+          Flags("Looks at the processes of a run: hosts, cores, threads, speed of memory, products and collectives, "
+                "and what is wrong.",
+                "./adder -n 4 doctor"),
+          {.device = "cpu"});
   const Communicator& world = run.mesh().world;
   std::vector<Rank> ranks;
   for (const std::string& text : world.exchange(examine(world).text())) ranks.push_back(Rank::parse(text));
-  run.say(fmt::format("adder {}, {}; {} rank{}; {}", ranks[0].build, ranks[0].mpi, world.size(), world.size() > 1 ? "s" : "",
-                      gpu_count() > 0 ? fmt::format("{} GPU{}: {}", gpu_count(), gpu_count() > 1 ? "s" : "", describe_gpu()) : "no GPU answers"));
-  run.say(fmt::format("\n{:>5}  {:<20}  {:<14}  {:>7}  {:>11}  {:>13}  {}", "rank", "host", "cores", "threads", "memory GB/s", "SGEMM GFLOP/s", "processor"));
+  const std::string gpus =
+      gpu_count() > 0 ? fmt::format("{} GPU{}: {}", gpu_count(), gpu_count() > 1 ? "s" : "", describe_gpu())
+                      : "no GPU answers";
+  run.say(fmt::format("adder {}, {}; {} rank{}; {}", ranks[0].build, ranks[0].mpi, world.size(),
+                      world.size() > 1 ? "s" : "", gpus));
+  run.say(fmt::format("\n{:>5}  {:<20}  {:<14}  {:>7}  {:>11}  {:>13}  {}", "rank", "host", "cores", "threads",
+                      "memory GB/s", "SGEMM GFLOP/s", "processor"));
   for (size_t r = 0; r < ranks.size(); ++r)
-    run.say(fmt::format("{:>5}  {:<20}  {:<14}  {:>7}  {:>11.1f}  {:>13.1f}  {}", r, ranks[r].host, fmt::format("{} ({})", ranks[r].cores, ranks[r].affinity),
-                        ranks[r].threads, ranks[r].memory, ranks[r].flops, ranks[r].processor));
+    run.say(fmt::format("{:>5}  {:<20}  {:<14}  {:>7}  {:>11.1f}  {:>13.1f}  {}", r, ranks[r].host,
+                        fmt::format("{} ({})", ranks[r].cores, ranks[r].affinity), ranks[r].threads, ranks[r].memory,
+                        ranks[r].flops, ranks[r].processor));
   run.say("");
   if (world.size() > 1) show_collectives(run);
   else run.say("one process: ./adder -n 4 doctor looks at four, and at how fast they talk");

@@ -3,7 +3,6 @@
 #include "adder/data/restore.h"
 #include "adder/data/saved_run.h"
 #include "adder/distributed/run.h"
-#include "adder/layers/language_model_flags.h"
 
 using namespace adder;
 
@@ -21,14 +20,6 @@ Flags flags(Options& o) {
   flags.add("out", o.out, "folder to write, which may not hold a model yet", {.required = true});
   flags.add("form", o.form, "whose names and fields", {.choices = {"transformers", "state-spaces"}});
   return flags;
-}
-
-layers::LanguageModelOptions model_options(const SavedRun& saved) {
-  layers::LanguageModelOptions o;
-  Flags flags("");
-  add_flags(flags, o);
-  saved.assign(flags);
-  return o;
 }
 
 }  // namespace

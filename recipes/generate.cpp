@@ -5,7 +5,6 @@
 #include "adder/data/utf8_stream.h"
 #include "adder/distributed/run.h"
 #include "adder/layers/generate.h"
-#include "adder/layers/language_model_flags.h"
 
 #include <cerrno>
 #include <chrono>
@@ -56,14 +55,6 @@ std::string prompt(const Options& o) {
   const bool is_read = file.is_open() && !file.bad() && !std::filesystem::is_directory(o.prompt_file);
   check(is_read, "--prompt-file {}: cannot be read", o.prompt_file);
   return text.str();
-}
-
-layers::LanguageModelOptions model_options(const SavedRun& saved) {
-  layers::LanguageModelOptions o;
-  Flags flags("");
-  add_flags(flags, o);
-  saved.assign(flags);
-  return o;
 }
 
 std::string run_folder(const Options& o) {

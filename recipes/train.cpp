@@ -32,15 +32,21 @@ struct Options {
 };
 
 Flags flags(Options& o) {
-  Flags flags("Trains a Mamba-2 language model on text: yours (--text), or what is found on this machine. Bytes are its tokens. "
-              "Ctrl-C saves; the same command goes on.", "./adder train --text ~/notes --steps 5000 --out runs/notes");
+  Flags flags("Trains a Mamba-2 language model on text: yours (--text), or what is found on this machine. Bytes are "
+              "its tokens. Ctrl-C saves; the same command goes on.",
+              "./adder train --text ~/notes --steps 5000 --out runs/notes");
   flags.group("Text");
   flags.add("text", o.text, "folders, .jsonl[.zst] or text files; none: text found on this machine");
-  flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data", {.may_change = true});
-  flags.add("validation-share", o.validation_share, "share of the documents kept for validation", {.min = 1e-6, .max = 0.9});
-  flags.add("validation-tokens", o.validation_tokens, "tokens of the validations on the way; the last one takes all", {.min = 1, .may_change = true});
+  flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data",
+            {.may_change = true});
+  flags.add("validation-share", o.validation_share, "share of the documents kept for validation",
+            {.min = 1e-6, .max = 0.9});
+  flags.add("validation-tokens", o.validation_tokens, "tokens of the validations on the way; the last one takes all",
+            {.min = 1, .may_change = true});
   flags.add("validation-time", o.validation_time, "tokens of a validation row", {.min = 1, .may_change = true});
-  flags.add("validation-context", o.validation_context, "of these, the first ones that only give context (not at a document's start)", {.min = 0, .may_change = true});
+  flags.add("validation-context", o.validation_context,
+            "of these, the first ones that only give context (not at a document's start)",
+            {.min = 0, .may_change = true});
   add_flags(flags, o.model);
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
@@ -60,10 +66,13 @@ Flags flags(Options& o) {
 }
 
 Schedule schedule(const Options& o) {
-  const auto share = [&](double part) { return static_cast<int64_t>(std::llround(part * static_cast<double>(o.steps))); };
+  const auto share = [&](double part) {
+    return static_cast<int64_t>(std::llround(part * static_cast<double>(o.steps)));
+  };
   const int64_t warmup = share(o.warmup);
   const Schedule schedule{.kind = schedule_kind(o.schedule), .peak = o.learning_rate, .floor = o.final_learning_rate,
-                          .warmup_steps = warmup, .steps = o.steps, .decay_steps = std::min(share(o.decay), o.steps - warmup)};
+                          .warmup_steps = warmup, .steps = o.steps,
+                          .decay_steps = std::min(share(o.decay), o.steps - warmup)};
   schedule.validate();
   return schedule;
 }
@@ -72,17 +81,22 @@ int main(int argc, char** argv) try {
   Options o;
   Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 200, .save_every = 200});
   const Schedule rate = schedule(o);
-  const Corpus corpus = prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share, run);
+  const Corpus corpus =
+      prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share, run);
   const ByteTokenizer tokenizer;
   o.model.vocabulary = tokenizer.vocabulary();
 
   Params params(run.device(), {.seed = run.seed(), .compute = run.dtype()});
   const LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, run.mesh(), {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
-  TokenFile data(corpus.train, run.mesh(), {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(), .tokenizer = tokenizer.name()});
-  HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context, .tokens = o.validation_tokens, .tokenizer = tokenizer.name()};
+  TokenFile data(corpus.train, run.mesh(),
+                 {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(),
+                  .tokenizer = tokenizer.name()});
+  HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context,
+                          .tokens = o.validation_tokens, .tokenizer = tokenizer.name()};
   const HeldOut some(corpus.validation, held_out);
-  Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
+  Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()},
+                        {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
 
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
@@ -93,10 +107,15 @@ int main(int argc, char** argv) try {
     for (const Batch& batch : data.next()) loss += backward(model.loss(batch));
     run.mesh().data.all_reduce(loss);
     const Tensor norm = optimizer.step(learning_rate, {.clip = o.clip});
-    run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", optimizer.skipped()}});
-    check(optimizer.skipped_in_a_row() < 10, "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
+    run.log(data.step(), {{"loss", loss},
+                          {"grad_norm", norm},
+                          {"learning_rate", learning_rate},
+                          {"skipped", optimizer.skipped()}});
+    check(optimizer.skipped_in_a_row() < 10,
+          "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
-    if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
+    if (run.should_validate(data.step()))
+      run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
     if (run.should_save(data.step())) checkpoint.save(data.step());
   }
   checkpoint.save(data.step());
@@ -110,13 +129,16 @@ int main(int argc, char** argv) try {
     for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
     run.log(data.step(), by_source);
     const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
-    run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})", v.nats_per_byte,
-                        v.nats_per_byte / std::numbers::ln2, counts));
-    const auto page = layers::generate(model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device()),
-                                       {.tokens = 1500, .end = tokenizer.end_of_document(), .sampler = {.temperature = 0.8, .seed = run.seed()}});
+    run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})",
+                        v.nats_per_byte, v.nats_per_byte / std::numbers::ln2, counts));
+    const auto page = layers::generate(
+        model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device()),
+        {.tokens = 1500, .end = tokenizer.end_of_document(), .sampler = {.temperature = 0.8, .seed = run.seed()}});
     Utf8Stream text;
-    run.say("\nA text by the model, from its first byte:\n" + text.add(tokenizer.decode(page[0])) + text.finish() + "\n");
-    run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() + " --prompt 'The '");
+    run.say("\nA text by the model, from its first byte:");
+    run.say(text.add(tokenizer.decode(page[0])) + text.finish() + "\n");
+    run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() +
+            " --prompt 'The '");
   }
   run.finish();
 } catch (...) {

@@ -83,6 +83,24 @@ TEST_CASE("cross_entropy: loss and gradients are those of the full logits, any c
   CHECK(max_difference(gradient(w).slice_first(vocabulary, padded), zeros({5, d}, DType::f64)) == 0);
 }
 
+TEST_CASE("cross_entropy: rows beyond the vocabulary change no bit", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t vocabulary = GENERATE(59, 64), d = 8;
+  const Tensor t = to_device(labels({40}, vocabulary), place.device);
+  const auto run = [&](double padding) {
+    Tensor values = random_normal({72, d}, 2);
+    fill(values.slice_first(vocabulary, 72), padding);
+    const Tensor x = leaf(at(place, random_normal({40, d}, 1))), w = leaf(at(place, values));
+    const Tensor loss = backward(apply(LinearCrossEntropy{
+        .x = x, .weight = w, .targets = t, .vocabulary = vocabulary, .z_loss = 1e-3, .chunk = 16}));
+    return std::array{loss, gradient(w), gradient(x), token_losses(x.detach(), w.detach(), t, vocabulary)};
+  };
+  const auto none = run(0), some = run(1e4), nan = run(std::nan(""));
+  for (size_t k = 0; k < 4; ++k) CHECK(bitwise_equal(some[k], none[k]));
+  for (const size_t k : {0, 1, 3}) CHECK(bitwise_equal(nan[k], none[k]));
+  CHECK(max_difference(none[1].slice_first(vocabulary, 72), zeros({72 - vocabulary, d})) == 0);
+}
+
 TEST_CASE("cross_entropy: gradients agree with differences, rows apart included") {
   const double z = GENERATE(0.0, 0.1);
   const int64_t chunk = GENERATE(0, 1, 5);

@@ -144,7 +144,8 @@ TEST_CASE("elementwise: every backend agrees with f64, with rows apart or not", 
       return std::vector{y, c.op(parts[1], two ? t[1] : Tensor())};  // twice: gradients are also added to
     };
     INFO(c.name << " " << to_string(shape));
-    check_at(place, f, {random_normal(shape.with(-1, shape[-1] + 2 * before), 1), two ? random_normal(shape, 2) : Tensor()},
+    check_at(place, f,
+             {random_normal(shape.with(-1, shape[-1] + 2 * before), 1), two ? random_normal(shape, 2) : Tensor()},
              1e-6);  // exp and a few f32 roundings
   }
 }
@@ -152,7 +153,8 @@ TEST_CASE("elementwise: every backend agrees with f64, with rows apart or not", 
 TEST_CASE("elementwise: the activations take their limits on every backend", "[gpu][small]") {
   const Place place = GENERATE(from_range(places()));
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  const Tensor x = leaf(from_host({5}, std::vector{-infinity, -200.0, 200.0, infinity, std::nan("")}, place.type, place.device));
+  const Tensor x =
+      leaf(from_host({5}, std::vector{-infinity, -200.0, 200.0, infinity, std::nan("")}, place.type, place.device));
   const Tensor y = apply(Silu{.x = x}), ones = full({5}, 1, place.type, place.device);
   backward({&y, 1}, {&ones, 1});
   const auto values = to_host(y), slopes = to_host(gradient(x));

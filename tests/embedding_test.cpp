@@ -81,7 +81,8 @@ TEST_CASE("embedding: every backend agrees with f64", "[gpu][small]") {
   const int64_t channels = GENERATE(1, 5, 64, 264), vocabulary = GENERATE(3, 37);
   const Tensor tokens = some_tokens({7, 300}, static_cast<int32_t>(vocabulary));  // often: more than a warp sums
   const auto f = [&](std::span<const Tensor> t) {
-    return std::vector{apply(Embedding{.tokens = t[1], .weight = t[0]}), apply(Embedding{.tokens = t[1], .weight = t[0]})};
+    return std::vector{apply(Embedding{.tokens = t[1], .weight = t[0]}),
+                       apply(Embedding{.tokens = t[1], .weight = t[0]})};
   };
   check_at(place, f, {random_normal({vocabulary, channels}, 1), tokens}, 2e-6);  // sums of up to 1000 f32 numbers
 }

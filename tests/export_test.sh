@@ -1,28 +1,6 @@
 #!/usr/bin/env bash
 # The recipes export and logits as their user meets them: a trained model goes out in both forms and runs from there.
-set -euo pipefail
-source_folder=$1 build_folder=$2
-recipes=$build_folder/recipes
-export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
-failures=0
-fault() {
-  echo "FAILED: $*"
-  failures=$((failures + 1))
-}
-
-# refuses STATUS SENTENCE RECIPE ARGUMENTS...: it ends with that status and one line that holds the sentence.
-refuses() {
-  local status=$1 sentence=$2 recipe=$3 got=0
-  shift 3
-  "$recipes/$recipe" "$@" >out.log 2>err.log || got=$?
-  [[ $got == "$status" ]] || fault "exit status $got instead of $status: $recipe $*"
-  grep -qF -- "$sentence" err.log || fault "no \"$sentence\" in: $(cat err.log)"
-  [[ $(grep -c '^error: ' err.log) == 1 ]] || fault "not one error line: $(cat err.log)"
-}
+source "$(dirname "$0")/script.sh"
 
 "$recipes/train" --text "$source_folder/core" --steps 2 --batch 2 --micro-batch 2 --time 32 --layers 2 --d-model 32 \
   --d-state 8 --head-dim 16 --groups 2 --no-tied --validation-share 0.2 --out run >train.log
@@ -36,8 +14,10 @@ for form in transformers state-spaces; do
   grep -q 'logits of 2 sequences' logits.log || fault "$form: $(cat logits.log)"
   [[ $(head -c 4 "$form.h5" | tail -c 3) == HDF ]] || fault "$form.h5 is no HDF5 file"
 done
-grep -q '"model_type": "mamba2"' transformers/config.json || fault "transformers/config.json: $(cat transformers/config.json)"
-grep -q '"ngroups": 2' state-spaces/config.json || fault "state-spaces/config.json: $(cat state-spaces/config.json)"
+grep -q '"model_type": "mamba2"' transformers/config.json ||
+  fault "transformers/config.json: $(cat transformers/config.json)"
+grep -q '"ngroups": 2' state-spaces/config.json ||
+  fault "state-spaces/config.json: $(cat state-spaces/config.json)"
 
 refuses 1 'transformers/config.json: is there already' export --run run --out transformers
 refuses 1 'nowhere' export --run nowhere --out new
@@ -46,7 +26,8 @@ refuses 2 '--form' export --run run --out new --form gguf
 
 before=$(sha256sum transformers.h5)
 printf '1 2\n3 257\n' >bad.txt
-refuses 1 'bad.txt:2: "257" is not a token id below 257' logits --model transformers --tokens bad.txt --out transformers.h5
+refuses 1 'bad.txt:2: "257" is not a token id below 257' \
+  logits --model transformers --tokens bad.txt --out transformers.h5
 printf '1 2x\n' >bad.txt
 refuses 1 'bad.txt:1: "2x"' logits --model transformers --tokens bad.txt --out transformers.h5
 printf '\n' >bad.txt
@@ -55,4 +36,4 @@ refuses 1 'run/config.json: cannot be read' logits --model run --tokens ids.txt 
 truncate -s -1 transformers/model.safetensors
 refuses 1 'transformers/model.safetensors: ' logits --model transformers --tokens ids.txt --out transformers.h5
 [[ $before == "$(sha256sum transformers.h5)" ]] || fault "a refused command changed its output"
-[[ $failures == 0 ]]
+exit $((failures > 0))

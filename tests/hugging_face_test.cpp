@@ -264,7 +264,7 @@ TEST_CASE("hugging face: a model that cannot be built is refused, and the field 
   hf(R"("vocab_size":0)", "vocab_size is 0");
   hf(R"("vocab_size":1.5)", "vocab_size is 1.5");
   hf(R"("vocab_size":"32")", "vocab_size is \"32\"");
-  hf(R"("expand":18446744073709551615)", "expand is 18446744073709551615");
+  hf(R"("expand":18446744073709551615)", "expand is 1.8446744073709552e+19");
   hf(R"("use_bias":1)", "use_bias is 1");
   hf(R"("time_step_limit":[0.5,0.1])", "time_step_limit is [0.5,0.1], not in order");
   hf(R"("time_step_limit":[0.5])", "time_step_limit is [0.5]");

@@ -5,6 +5,7 @@
 
 #include "catch.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <map>
@@ -19,19 +20,22 @@ namespace {
 
 LanguageModelOptions tiny() {
   return {.vocabulary = 11, .pad_vocabulary = 8, .layers = 3,
-          .mixer = {.d_model = 8, .d_state = 3, .head_dim = 4, .A_min = 0.1, .A_max = 1, .dt_init_min = 0.5, .dt_init_max = 2, .chunk = 4}};
+          .mixer = {.d_model = 8, .d_state = 3, .head_dim = 4, .A_min = 0.1, .A_max = 1, .dt_init_min = 0.5,
+                    .dt_init_max = 2, .chunk = 4}};
 }
 
 Tensor tokens_of(int64_t batch, int64_t time, uint64_t seed) {
   Tensor t({batch, time}, DType::i32);
   const Random random(seed, "tokens");
-  for (int64_t i = 0; i < t.count(); ++i) t.data<int32_t>()[i] = static_cast<int32_t>(random.bits(static_cast<uint64_t>(i)) % 11);
+  for (int64_t i = 0; i < t.count(); ++i)
+    t.data<int32_t>()[i] = static_cast<int32_t>(random.bits(static_cast<uint64_t>(i)) % 11);
   return t;
 }
 
 Batch batch_of(int64_t rows, int64_t time, uint64_t seed) {
-  Batch b{.tokens = tokens_of(rows, time, seed), .targets = tokens_of(rows, time, seed + 1), .document = zeros({rows, time}, DType::i32)};
-  b.document.data<int32_t>()[time - 2] = b.document.data<int32_t>()[time - 1] = 1;  // a second document in the first row
+  Batch b{.tokens = tokens_of(rows, time, seed), .targets = tokens_of(rows, time, seed + 1),
+          .document = zeros({rows, time}, DType::i32)};
+  std::fill_n(b.document.data<int32_t>() + time - 2, 2, 1);  // a second document in the first row
   b.counted = rows * time;
   b.scale = full({1}, 1.0 / static_cast<double>(rows * time), DType::f64);
   b.position = from_host({2}, std::array<int32_t, 2>{4, 0});
@@ -170,7 +174,9 @@ TEST_CASE("language model: micro-batches add to the batch, dropout included") {
 
 TEST_CASE("language model: names and sizes of the parameters") {
   Params params(Device::cpu);
-  const LanguageModel model(params, Mesh{}, {.vocabulary = 50277, .pad_vocabulary = 16, .layers = 2, .mixer = {.d_model = 64, .d_state = 16, .head_dim = 16}});
+  const LanguageModel model(params, Mesh{},
+                            {.vocabulary = 50277, .pad_vocabulary = 16, .layers = 2,
+                             .mixer = {.d_model = 64, .d_state = 16, .head_dim = 16}});
   CHECK(params.all()[0].name == "embedding/weight");
   CHECK(params.all()[0].shape == Shape{50288, 64});
   int64_t decayed = 0;

@@ -1,6 +1,6 @@
-// Catch's main, for the unit tests and for those of several processes: one session on every rank, over the same tests in
-// the same order. Rank 0 reports. A rank on which something fails reports that and ends all of them: the others may be
-// waiting for it. What fails on all is said by the first.
+// Catch's main, for the unit tests and for those of several processes: one session on every rank, over the same tests
+// in the same order. Rank 0 reports. A rank on which something fails reports that and ends all of them: the others may
+// be waiting for it. What fails on all is said by the first.
 #define CATCH_CONFIG_RUNNER
 #include "adder/core/cpu.h"
 #include "adder/core/device.h"

@@ -15,9 +15,10 @@ namespace {
 
 constexpr Params::Options exact{.seed = 3, .dtype = DType::f64};
 
-// Long time steps and slow decay: what the norm divides by is not small, no gradient vanishes, differences are accurate.
+// Long time steps, slow decay: what the norm divides by is not small, no gradient vanishes, differences are accurate.
 Mamba2Options tiny() {
-  return {.d_model = 6, .d_state = 3, .d_conv = 3, .expand = 2, .head_dim = 2, .groups = 1, .A_min = 0.1, .A_max = 1, .dt_init_min = 0.5, .dt_init_max = 2, .chunk = 4};
+  return {.d_model = 6, .d_state = 3, .d_conv = 3, .expand = 2, .head_dim = 2, .groups = 1, .A_min = 0.1, .A_max = 1,
+          .dt_init_min = 0.5, .dt_init_max = 2, .chunk = 4};
 }
 
 // Every option of the block away from its default, one at a time.
@@ -43,7 +44,8 @@ Tensor token(const Tensor& x, int64_t t) {
 
 Tensor span_of(const Tensor& x, int64_t begin, int64_t end) {
   const int64_t n = x.size(2);
-  return clone(x.reshape({x.size(0), x.size(1) * n}).slice_last(begin * n, end * n)).reshape({x.size(0), end - begin, n});
+  return clone(x.reshape({x.size(0), x.size(1) * n}).slice_last(begin * n, end * n))
+      .reshape({x.size(0), end - begin, n});
 }
 
 }  // namespace
@@ -52,12 +54,14 @@ TEST_CASE("mamba2: gradients of the input and of every parameter, every option")
   for (const Mamba2Options& o : variants()) {
     Params params(Device::cpu, exact);
     const Mamba2 block(params, Mesh{}, o);
-    const Tensor u = random_normal({2, 7, o.d_model}, 1), document = from_host({2, 7}, std::vector<int32_t>{0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5});
+    const Tensor u = random_normal({2, 7, o.d_model}, 1),
+                 document = from_host({2, 7}, std::vector<int32_t>{0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5});
     // The parameters' tensors replaced by the checker's: members of a copy of the block.
     const auto with = [&](std::span<const Tensor> t) {
       Mamba2 copy = block;
       copy.in_proj = t[1], copy.conv.weight = t[2], copy.A_log = t[3], copy.dt_bias = t[4], copy.D = t[5];
-      copy.out_proj.weight = t[6], copy.norm = t[7], copy.in_bias = t[8], copy.conv.bias = t[9], copy.out_proj.bias = t[10];
+      copy.out_proj.weight = t[6], copy.norm = t[7], copy.in_bias = t[8], copy.conv.bias = t[9],
+      copy.out_proj.bias = t[10];
       return std::vector{copy(t[0], {.document = document})};
     };
     const auto g = check_gradients(with, {u, block.in_proj.detach(), block.conv.weight.detach(), block.A_log.detach(),
@@ -115,7 +119,8 @@ TEST_CASE("mamba2: the tape holds what the header says") {
   const Mamba2 block(params, Mesh{}, {.d_model = 32, .d_state = 16, .head_dim = 8, .groups = 2, .chunk = 32});
   const Tensor u = random_normal({2, 64, 32}, 1, 1, 0, DType::f32);
   for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::scan}) {
-    const int64_t before = memory_use(Device::cpu).in_use, tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8, entered = 2;
+    const int64_t before = memory_use(Device::cpu).in_use;
+    const int64_t tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8, entered = 2;
     const Tensor y = block(u, {.recompute = recompute});
     int64_t floats = tokens * (2 * d_inner + bc + heads) + entered * d_inner * 16;
     if (recompute != Recompute::scan) floats += tokens * d_inner;
@@ -133,12 +138,12 @@ TEST_CASE("mamba2: what is made again in backward has the same bits, every optio
       Params params(Device::cpu, {.seed = 3});
       const Mamba2 block(params, Mesh{}, o);
       const Tensor u = leaf(random_normal({2, 7, o.d_model}, 1, 1, 0, DType::f32));
-      const Context context{.document = from_host({2, 7}, std::vector<int32_t>{0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5}),
-                            .recompute = recompute};
+      const std::vector<int32_t> documents = {0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5};
+      const Context context{.document = from_host({2, 7}, documents), .recompute = recompute};
       Mamba2State state = block.zero_state(2);
       fill(state.conv, 0.5);
       fill(state.ssm, -0.25);
-      const Tensor y = block(block(u, state, context), state, context);  // the first one's gradients through the state too
+      const Tensor y = block(block(u, state, context), state, context);  // gradients go through the state as well
       const Tensor dy = random_normal(y.shape(), 2, 1, 0, DType::f32);
       backward({&y, 1}, {&dy, 1});
       std::vector<Tensor> got = {y.detach(), gradient(u)};

@@ -35,7 +35,8 @@ TEST_CASE("matmul: batched products equal the triple loop, every transpose") {
   const bool ta = GENERATE(false, true), tb = GENERATE(false, true);
   const int64_t batch = GENERATE(0, 1, 3);  // 0: plain matrices
   const auto shape = [&](int64_t r, int64_t c) { return batch ? Shape{batch, r, c} : Shape{r, c}; };
-  const Tensor a = random_normal(ta ? shape(7, 5) : shape(5, 7), 1), b = random_normal(tb ? shape(3, 7) : shape(7, 3), 2);
+  const Tensor a = random_normal(ta ? shape(7, 5) : shape(5, 7), 1),
+               b = random_normal(tb ? shape(3, 7) : shape(7, 3), 2);
   const auto f = [&](std::span<const Tensor> t) {
     return std::vector{apply(BatchedMatmul{.a = t[0], .b = t[1], .transpose_a = ta, .transpose_b = tb})};
   };
@@ -49,7 +50,8 @@ TEST_CASE("matmul: a linear map with and without bias, rows apart") {
   const bool bias = GENERATE(false, true);
   const Tensor wide = random_normal({2, 3, 11}, 1), x = wide.slice_last(2, 9);
   const Tensor w = random_normal({5, 7}, 2), b = bias ? random_normal({5}, 3) : Tensor();
-  const Tensor y = apply(Matmul{.x = x, .weight = w, .bias = b}), same = apply(Matmul{.x = clone(x), .weight = w, .bias = b});
+  const Tensor y = apply(Matmul{.x = x, .weight = w, .bias = b}),
+               same = apply(Matmul{.x = clone(x), .weight = w, .bias = b});
   CHECK(y.shape() == Shape{2, 3, 5});
   CHECK(bitwise_equal(y, same));
   const auto g = check_gradients(
@@ -64,9 +66,26 @@ TEST_CASE("matmul: beta 0 overwrites NaN, and wrong shapes are named") {
   const Tensor c = full({2, 2}, std::numeric_limits<double>::quiet_NaN(), DType::f64);
   multiply({.a = a, .b = b, .c = c});
   CHECK(max_difference(c, naive(a, b, false, false)) < 1e-14);
-  CHECK_THROWS_WITH(multiply({.a = a, .b = a, .c = c}), Catch::Matchers::Equals("multiply: a [2, 3] times b [2, 3] is not c [2, 2]"));
+  CHECK_THROWS_WITH(multiply({.a = a, .b = a, .c = c}),
+                    Catch::Matchers::Equals("multiply: a [2, 3] times b [2, 3] is not c [2, 2]"));
   CHECK_THROWS_WITH(apply(Matmul{.x = a, .weight = a.slice_last(0, 2), .bias = {}}),
                     Catch::Matchers::Equals("Matmul: x [2, 3] but weight [2, 2]"));
+}
+
+TEST_CASE("matmul: a product that threads share, by rows or columns, rows apart, is added to what is there") {
+  const bool ta = GENERATE(false, true), tb = GENERATE(false, true), tall = GENERATE(false, true);
+  const int64_t m = tall ? 301 : 90, n = tall ? 90 : 301, k = 41;  // more than 2^20 multiplications
+  const auto wide = [](int64_t rows, int64_t columns, uint64_t seed) {
+    return random_normal({rows, columns + 5}, seed).slice_last(2, columns + 2);
+  };
+  const Tensor a = ta ? wide(k, m, 1) : wide(m, k, 1), b = tb ? wide(n, k, 2) : wide(k, n, 2);
+  const Tensor around = full({m, n + 5}, 1, DType::f64), c = around.slice_last(2, n + 2);
+  multiply({.a = a, .b = b, .c = c, .transpose_a = ta, .transpose_b = tb, .beta = 1});
+  auto expected = to_host(naive(a, b, ta, tb));
+  for (double& e : expected) e += 1;
+  CHECK(max_difference(c, from_host({m, n}, expected, DType::f64)) < 1e-13);  // sums of 41 f64 numbers of O(1)
+  for (const Tensor& edge : {around.slice_last(0, 2), around.slice_last(n + 2, n + 5)})
+    CHECK(max_difference(edge, full({m, edge.size(1)}, 1, DType::f64)) == 0);
 }
 
 TEST_CASE("matmul: products on every backend agree with f64, every transpose", "[gpu][small]") {
@@ -80,7 +99,8 @@ TEST_CASE("matmul: products on every backend agree with f64, every transpose", "
   const auto f = [&](std::span<const Tensor> t) {
     return std::vector{apply(BatchedMatmul{.a = t[0], .b = t[1], .transpose_a = ta, .transpose_b = tb})};
   };
-  check_at(place, f, {random_normal(ta ? shape(k, m) : shape(m, k), 1), random_normal(tb ? shape(n, k) : shape(k, n), 2)},
+  check_at(place, f,
+           {random_normal(ta ? shape(k, m) : shape(m, k), 1), random_normal(tb ? shape(n, k) : shape(k, n), 2)},
            1e-6);  // sums of 129 f32 products
 }
 
@@ -92,7 +112,8 @@ TEST_CASE("matmul: a linear map on every backend agrees with f64, with bias, row
     const auto parts = apply(Split{.x = t[0], .sizes = {8, 24, 3}});
     return std::vector{apply(Matmul{.x = parts[1], .weight = t[1], .bias = t[2]}), parts[0], parts[2]};
   };
-  check_at(place, f, {random_normal({rows, 35}, 1), random_normal({out, 24}, 2), bias ? random_normal({out}, 3) : Tensor()},
+  check_at(place, f,
+           {random_normal({rows, 35}, 1), random_normal({out, 24}, 2), bias ? random_normal({out}, 3) : Tensor()},
            2e-6);  // sums of 1500 f32 numbers
 }
 
@@ -103,7 +124,8 @@ TEST_CASE("matmul: gradients of bf16 are added into f32", "[gpu][small]") {
   const Tensor sum = full({9, 17}, 0, DType::f32, Device::cuda);
   const Tensor w = leaf(on_gpu(random_normal({9, 17}, 3), DType::bf16), sum);
   for (int times = 0; times < 2; ++times) {
-    const Tensor y = apply(Matmul{.x = to_device(x, Device::cuda), .weight = w, .bias = {}}), d = to_device(dy, Device::cuda);
+    const Tensor y = apply(Matmul{.x = to_device(x, Device::cuda), .weight = w, .bias = {}}),
+                 d = to_device(dy, Device::cuda);
     backward({&y, 1}, {&d, 1});
   }
   auto expected = to_host(naive(to(dy, DType::f64), to(x, DType::f64), true, false));

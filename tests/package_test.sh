@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
 # An installed adder serves a recipe outside the repository: install, configure, build, run.
-set -euo pipefail
-source_folder=$1 build_folder=$2 cmake=$3
+source "$(dirname "$0")/script.sh"
 
-outside=$(mktemp -d)
-trap 'rm -rf "$outside"' EXIT
+outside=$work
 "$cmake" --install "$build_folder" --prefix "$outside/prefix" >"$outside/log"
 cp -r "$source_folder/tests/package" "$outside/source"
 "$cmake" -S "$outside/source" -B "$outside/build" -G Ninja -DCMAKE_PREFIX_PATH="$outside/prefix"

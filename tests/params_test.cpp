@@ -35,7 +35,8 @@ TEST_CASE("params: initial values depend on seed and name only, and are rounded 
 
 TEST_CASE("params: the parts of a packed matrix are the tensors they would be alone") {
   Params packed(Device::cpu), alone(Device::cpu);
-  const Tensor w = packed.create_packed("in_proj", 5, {{"z", 4, init::normal(1)}, {"dt", 3, init::uniform(-1, 1), {.decay = false}}});
+  const Tensor w = packed.create_packed("in_proj", 5,
+                                        {{"z", 4, init::normal(1)}, {"dt", 3, init::uniform(-1, 1), {.decay = false}}});
   const Tensor z = (alone / "in_proj").create("z", {4, 5}, init::normal(1));
   const Tensor dt = (alone / "in_proj").create("dt", {3, 5}, init::uniform(-1, 1));
   CHECK(w.shape() == Shape{7, 5});

@@ -105,5 +105,6 @@ TEST_CASE("resume: another seed, time or shard is refused by name") {
   TokenFile other(shard, {.batch = 4, .micro_batch = 2, .time = 24, .seed = 6});
   CHECK_THROWS_WITH(Checkpoint(run, {state(params), other.state()}), ContainsSubstring("saved with the seed 5, not 6"));
   TokenFile longer(shard, {.batch = 4, .micro_batch = 2, .time = 25, .seed = 5});
-  CHECK_THROWS_WITH(Checkpoint(run, {state(params), longer.state()}), ContainsSubstring("saved with the time 24, not 25"));
+  CHECK_THROWS_WITH(Checkpoint(run, {state(params), longer.state()}),
+                    ContainsSubstring("saved with the time 24, not 25"));
 }

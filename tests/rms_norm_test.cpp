@@ -144,8 +144,9 @@ TEST_CASE("rms_norm: every backend agrees with f64, each output alone and both",
 }
 
 TEST_CASE("rms_norm: every backend agrees with f64 at odd and production sizes", "[gpu]") {
-  // One row past a block's on the GPU; one channel past a thread's first pieces; wide rows.
-  const auto shape = GENERATE(Shape{2113, 40}, Shape{2, 4097}, Shape{3, 8200}, Shape{2, 512, 768});
+  // One row past a block's on the GPU; one channel past a thread's piece or pieces; wide rows.
+  const auto shape = GENERATE(Shape{3169, 40}, Shape{2, 129}, Shape{3, 257}, Shape{3, 769}, Shape{5, 1024},
+                              Shape{2, 2049}, Shape{3, 8200}, Shape{2, 512, 768});
   const Place place = GENERATE(from_range(places()));
   const bool residual = GENERATE(false, true);
   check_place(place, shape, residual, 3);

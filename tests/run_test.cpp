@@ -1,9 +1,8 @@
+#include "adder/core/json.h"
 #include "adder/distributed/machine.h"
 #include "adder/distributed/run.h"
 
 #include "catch.h"
-
-#include <nlohmann/json.hpp>
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -53,10 +52,10 @@ std::string read(const std::string& path) {
   return text.str();
 }
 
-std::vector<nlohmann::json> lines(const std::string& path) {
-  std::vector<nlohmann::json> result;
+std::vector<Json> lines(const std::string& path) {
+  std::vector<Json> result;
   std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) result.push_back(nlohmann::json::parse(line));
+  for (std::string line; std::getline(file, line);) result.push_back(Json::parse(line));
   return result;
 }
 
@@ -114,22 +113,22 @@ TEST_CASE("run: the folder holds run.json, metrics of every step and a curve") {
   CHECK_THAT(text, ContainsSubstring("step 2/2  loss 2.0000"));
   CHECK_THAT(text, ContainsSubstring("step 2  validation_loss 2.25\n"));
 
-  const auto json = nlohmann::json::parse(read(folder.path + "/run.json"));
-  CHECK(json["recipe"] == "train");
-  CHECK(json["options"]["rate"] == 0.5);
-  CHECK(json["options"]["steps"] == 10);
-  CHECK(json["seed"] == 7);
-  CHECK(json["starts"].size() == 1);
-  CHECK(json["starts"][0]["command"] == "build/train --rate 0.5 --seed 7 --threads 1");
-  CHECK(json["starts"][0]["threads"] == 1);
-  CHECK(json["starts"][0]["host"] == host_name());
+  const auto json = Json::parse(read(folder.path + "/run.json"));
+  CHECK(json.at("recipe") == "train");
+  CHECK(json.at("options").at("rate") == 0.5);
+  CHECK(json.at("options").at("steps") == 10);
+  CHECK(json.at("seed") == 7);
+  CHECK(json.at("starts").values().size() == 1);
+  CHECK(json.at("starts").values()[0].at("command") == "build/train --rate 0.5 --seed 7 --threads 1");
+  CHECK(json.at("starts").values()[0].at("threads") == 1);
+  CHECK(json.at("starts").values()[0].at("host") == host_name());
 
   const auto metrics = lines(folder.path + "/metrics.jsonl");
   REQUIRE(metrics.size() == 3);
-  CHECK(metrics[0]["step"] == 1);
-  CHECK(metrics[0]["loss"] == 2.5);
-  CHECK(metrics[0]["tokens_per_second"] > 0);
-  CHECK(metrics[2]["validation_loss"] == 2.25);
+  CHECK(metrics[0].at("step") == 1);
+  CHECK(metrics[0].at("loss") == 2.5);
+  CHECK(metrics[0].at("tokens_per_second").number() > 0);
+  CHECK(metrics[2].at("validation_loss") == 2.25);
   CHECK_THAT(read(folder.path + "/loss.svg"), ContainsSubstring(">validation<"));
 }
 
@@ -174,10 +173,10 @@ TEST_CASE("run: values that are not finite are valid JSON") {
   }
   const auto metrics = lines(folder.path + "/metrics.jsonl");
   REQUIRE(metrics.size() == 1);
-  CHECK(metrics[0]["loss"] == "NaN");
-  CHECK(metrics[0]["a"] == "Infinity");
-  CHECK(metrics[0]["b"] == "-Infinity");
-  CHECK(metrics[0]["c \"quoted\""] == 1e300);
+  CHECK(metrics[0].at("loss") == "NaN");
+  CHECK(metrics[0].at("a") == "Infinity");
+  CHECK(metrics[0].at("b") == "-Infinity");
+  CHECK(metrics[0].at("c \"quoted\"") == 1e300);
 }
 
 TEST_CASE("run: going on cuts the metrics of later steps and what was half written, and adds a start") {
@@ -195,10 +194,10 @@ TEST_CASE("run: going on cuts the metrics of later steps and what was half writt
     files.append(4, {{"loss", 9.0}});
     CHECK(files.history("loss").back() == std::pair(4.0, 9.0));
   }
-  const auto json = nlohmann::json::parse(read(folder.path + "/run.json"));
-  REQUIRE(json["starts"].size() == 2);
-  CHECK(json["starts"][0]["command"] == "first");
-  CHECK(json["starts"][1]["step"] == 3);
+  const auto json = Json::parse(read(folder.path + "/run.json"));
+  REQUIRE(json.at("starts").values().size() == 2);
+  CHECK(json.at("starts").values()[0].at("command") == "first");
+  CHECK(json.at("starts").values()[1].at("step") == 3);
 }
 
 TEST_CASE("run: changed flags are refused by name and values once there is a checkpoint, unless --fresh") {

@@ -110,11 +110,11 @@ TEST_CASE("safetensors: damaged files are refused in a sentence that names file 
   refused(file_of("", 0), "the header is malformed");
   refused(file_of("{", 0), "the header is malformed");
   refused(file_of("{\"a\xff\":1}", 0), "the header is malformed");
-  refused(file_of("[]", 0), "not an object");
+  refused(file_of("[]", 0), "is not an object");
   refused(file_of("{" + a + "," + a + "}", 8), "\"a\" is there twice");
   refused(file_of(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
           "\"dtype\" is there twice");
-  refused(file_of(std::string(100'000, '['), 0), "nested deeper");
+  refused(file_of(std::string(100'000, '['), 0), "more than 100 lists");
   refused(file_of("{\"__metadata__\":{\"a\":1}," + a + "}", 8), "__metadata__");
   refused(file_of("{\"a\":7}", 0), "a: not {dtype, shape, data_offsets} but 7");
   refused(file_of("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"offsets\":[0,8]}}", 8), "a: ");

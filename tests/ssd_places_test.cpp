@@ -1,6 +1,7 @@
 // SSD on every backend, against the CPU's in f64 (which ssd_test.cpp checks against the formula).
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/kernels/elementwise.h"
 #include "adder/kernels/ssd/ssd.h"
 #include "adder/kernels/view.h"
 #include "adder/tests/places.h"
@@ -151,6 +152,35 @@ TEST_CASE("ssd places: any length", "[gpu]") {
                      .initial = false, .packed = packed});
 }
 
+TEST_CASE("ssd places: many heads in one block, and sizes between tiles", "[gpu]") {
+  const Place place = GENERATE(from_range(places()));
+  check_case(place, {.batch = 8, .time = 1000, .heads = 80, .width = 8, .groups = 1, .state = 8, .packed = true});
+  check_case(place, {.time = 130, .heads = 3, .width = 24, .groups = 3, .state = 72, .packed = true, .D = 2});
+  // Long memories of inputs that are not centred.
+  Case c{.batch = 1, .time = 600, .heads = 6, .width = 64, .groups = 1, .state = 128, .z = false, .initial = false};
+  auto t = inputs_of(c);
+  for (const size_t i : {0, 3, 4}) t[i] = random_normal(t[i].shape(), 40 + i, 1, 0.5);
+  t[2] = zeros({c.heads}, DType::f64);  // A -1
+  t[7] = full({c.heads}, std::log(std::expm1(1.5e-3)), DType::f64);
+  const auto f = [&](std::span<const Tensor> s) {
+    return outputs_of(c, std::vector{s[0], s[1], s[2], s[3], s[4], s[5], Tensor(), s[6], Tensor(), Tensor()});
+  };
+  check_at(place, f, {t[0], t[1], t[2], t[3], t[4], t[5], t[7]}, rounding);
+}
+
+TEST_CASE("ssd places: documents do not reach each other's time steps", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const Case c{.batch = 1, .time = 60, .heads = 2, .width = 64, .groups = 1, .state = 64, .z = false, .initial = false,
+               .packed = true};
+  const auto t = inputs_of(c);
+  const Tensor dy = dy_of(c), loud = clone(dy);  // the document of tokens 40 to 59
+  const Tensor rows = loud.reshape({c.time, 128});
+  copy(apply(Scale{.x = rows.slice_first(40, 60), .factor = 0x1p20}), rows.slice_first(40, 60));
+  const auto quiet = run(place, c, t, dy, {}), other = run(place, c, t, loud, {});
+  for (const size_t k : {2, 3, 5, 6})
+    CHECK(bitwise_equal(part(quiet[k], 0, 1, 0, 40), part(other[k], 0, 1, 0, 40)));
+}
+
 TEST_CASE("ssd places: any head_dim and state", "[gpu]") {
   const Place place = GENERATE(from_range(places()));
   const int64_t width = GENERATE(1, 31, 64, 128, 257), state = GENERATE(1, 16, 61, 128, 256, 300);
@@ -221,8 +251,9 @@ TEST_CASE("ssd places: extreme decays and time steps are finite and near", "[gpu
     // dt, A_log and dt_bias are of one kind: all are parts of the same sum, of which A_log's may be next to nothing.
     const double largest = i == 3 || i == 4 || i == 9 ? std::max({most(3), most(4), most(9)}) : most(i);
     INFO(name(place) << ", output or gradient " << i << ", at most " << largest);
-    // bf16: up to two roundings of 2e-3 on the way from an operand to a result, and with z, as if the gate were an operator
-    // of its own, those of y and dy, which add up over the tokens in the gradient of dt_bias. f32: a decay e^{-40} has an error of 40 roundings, and sums cancel.
+    // bf16: up to two roundings of 2e-3 on the way from an operand to a result, and with z, as if the gate were an
+    // operator of its own, those of y and dy, which add up over the tokens in the gradient of dt_bias. f32: a decay
+    // e^{-40} has an error of 40 roundings, and sums cancel.
     CHECK(max_difference(got[i], exact[i]) <= (place.type == DType::f32 ? 1e-4 : z ? 1.5e-2 : 5e-3) * largest);
   }
 }
@@ -356,4 +387,20 @@ TEST_CASE("ssd places: with bf16 the parameters stay f32") {
   auto t = inputs_of(c);
   for (size_t i = 0; i < 9; ++i) t[i] = to(t[i], flows(i) || i == 5 ? DType::bf16 : DType::f32);
   CHECK_THROWS_WITH(outputs_of(c, t), ContainsSubstring("Ssd: x is bf16 but [4] is bf16, not f32"));
+}
+
+TEST_CASE("ssd places: limits of the time step out of order are refused, in a run and in a step") {
+  const Tensor x = zeros({1, 2, 3}), dt = zeros({1, 2}), A_log = zeros({2}), B = zeros({1, 1, 4}), state = zeros({1, 2, 3, 4});
+  const auto step = [&](double least, double most) {
+    return ssd_step({.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .state = state, .dt_min = least, .dt_max = most});
+  };
+  const auto whole = [&](double least, double most) {
+    return apply(Ssd{.x = x.reshape({1, 1, 2, 3}), .dt = dt.reshape({1, 1, 2}), .A_log = A_log,
+                     .B = B.reshape({1, 1, 1, 4}), .C = B.reshape({1, 1, 1, 4}), .dt_min = least, .dt_max = most});
+  };
+  CHECK_NOTHROW(step(0.1, 0.1));
+  CHECK_THROWS_WITH(step(-0.1, 1), ContainsSubstring("ssd_step: dt_min -0.1 and dt_max 1"));
+  CHECK_THROWS_WITH(step(0.2, 0.1), ContainsSubstring("ssd_step: dt_min 0.2 and dt_max 0.1"));
+  CHECK_THROWS_WITH(whole(-0.1, 1), ContainsSubstring("Ssd: dt_min -0.1 and dt_max 1"));
+  CHECK_THROWS_WITH(whole(0.2, 0.1), ContainsSubstring("Ssd: dt_min 0.2 and dt_max 0.1"));
 }

@@ -1,11 +1,13 @@
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
+#include "adder/core/memory.h"
 #include "adder/kernels/ssd/ssd.h"
 #include "adder/kernels/view.h"
 
 #include "catch.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -38,7 +40,8 @@ Ssd op_of(std::span<const Tensor> t, const Tensor& document = {}, int64_t chunk 
           .initial_state = t[8], .document = document, .softplus = softplus, .chunk = chunk, .final_state = true};
 }
 
-std::array<Tensor, 2> run(std::span<const Tensor> t, const Tensor& document = {}, int64_t chunk = 4, bool softplus = true) {
+std::array<Tensor, 2> run(std::span<const Tensor> t, const Tensor& document = {}, int64_t chunk = 4,
+                          bool softplus = true) {
   return apply(op_of(t, document, chunk, softplus));
 }
 
@@ -175,7 +178,8 @@ TEST_CASE("ssd: chunked equals the token recurrence equals the quadratic form") 
 }
 
 TEST_CASE("ssd: 4096 tokens, chunked equals recurrent") {
-  const auto t = inputs_of({.batch = 1, .time = 4096, .heads = 2, .width = 4, .groups = 1, .state = 3, .initial = true, .dt_mean = -4});
+  const auto t = inputs_of(
+      {.batch = 1, .time = 4096, .heads = 2, .width = 4, .groups = 1, .state = 3, .initial = true, .dt_mean = -4});
   const auto [y, last] = run(t, {}, 0);
   const auto [y_r, last_r] = recurrence(op_of(t));
   CHECK(relative_rms(y, y_r) < rounding);
@@ -214,11 +218,61 @@ TEST_CASE("ssd: extreme decays and time steps stay exact") {
       for (double v : to_host(gradient(x))) REQUIRE(std::isfinite(v));
 }
 
+TEST_CASE("ssd: after large decays small ones lose no digits, in f32 and where e^a is cut") {
+  // Every second a is -39: at the end of the chunk their sum is -1250, where neighbours in f32 lie 1.2e-4 apart.
+  const Case c{.batch = 1, .time = 64, .heads = 1, .width = 2, .groups = 1, .state = 3, .D = false, .bias = false,
+               .softplus = false};
+  auto t = inputs_of(c);
+  t[2] = zeros({1}, DType::f64);
+  for (int64_t i = 0; i < 64; ++i) t[1].data<double>()[i] = i % 2 ? 0.01 : 39;
+  std::vector<Tensor> single;
+  for (Tensor& x : t) {
+    single.push_back(x ? to(x, DType::f32) : x);
+    if (x) x = to(single.back(), DType::f64);
+  }
+  CHECK(relative_rms(run(single, {}, 64, false)[0], run(t, {}, 64, false)[0]) < 1e-6);  // a few roundings of 6e-8
+  // A decay of 1e20 that stays in the sum would swallow those after it, even in 64 bits of mantissa.
+  t[1].data<double>()[3] = 1e20;
+  std::fill_n(t[0].data<double>() + 3 * 2, 2, 0.0);  // and Δ x stays small
+  CHECK(relative_rms(run(t, {}, 64, false)[0], recurrence(op_of(t, {}, 64, false))[0]) < 1e-12);  // f64 sums of 64
+}
+
+TEST_CASE("ssd: a decay that is cut has no gradient") {
+  // Every a is cut: tokens see themselves alone, y_t = Δ_t (B_t·C_t) x_t. The slope is A e^a < 1e10 e^-40; were it
+  // computed, A times the rounding of what it multiplies would be about 1e-6.
+  const Case c{.batch = 1, .time = 9, .heads = 1, .width = 1, .groups = 1, .state = 1, .D = false, .bias = false,
+               .softplus = false};
+  auto t = inputs_of(c);
+  t[2] = full({1}, std::log(1e10), DType::f64);
+  for (int64_t i = 0; i < 9; ++i) t[1].data<double>()[i] = 1 + 0.1 * static_cast<double>(i);
+  t[1] = leaf(t[1]), t[2] = leaf(t[2]);
+  const auto [y, last] = run(t, {}, 4, false);
+  const Tensor dy = random_normal(y.shape(), 5);
+  backward({&y, 1}, {&dy, 1});
+  const auto x = to_host(t[0]), B = to_host(t[3]), C = to_host(t[4]), d = to_host(dy), ddt = to_host(gradient(t[1]));
+  for (size_t i = 0; i < 9; ++i) CHECK(std::abs(ddt[i] - d[i] * x[i] * B[i] * C[i]) < 1e-13);  // products of O(1)
+  CHECK(item(gradient(t[2])) == 0);
+}
+
+TEST_CASE("ssd: short documents beside a long one take memory by their own length") {
+  const int64_t time = 512;
+  const Case c{.batch = 2, .time = time, .heads = 1, .width = 2, .groups = 1, .state = 2};
+  const auto t = inputs_of(c);
+  Tensor document = zeros({2, time}, DType::i32);
+  for (int64_t i = 0; i < time; ++i) document.data<int32_t>()[time + i] = static_cast<int32_t>(i);
+  reset_peak(Device::cpu);
+  const int64_t before = memory_use(Device::cpu).in_use;
+  const auto [y, last] = run(t, document, 64);
+  // C Bᵀ of eight chunks of 64 and 512 of one token is 0.3 MB; 512 squares of 64 would be 16 MB.
+  CHECK(memory_use(Device::cpu).peak - before < 1'000'000);
+}
+
 TEST_CASE("ssd: gradients, every option in both values") {
   for (int option = 0; option < 64; ++option) {
     const Case c{.batch = 1, .time = 7, .heads = 2, .width = 2, .groups = option & 1 ? 2 : 1, .state = 3,
                  .z = (option & 2) != 0, .D = (option & 12) != 0, .D_per_channel = (option & 8) != 0,
-                 .bias = (option & 4) != 0, .initial = (option & 16) != 0, .softplus = (option & 32) == 0, .dt_scale = 0.5};
+                 .bias = (option & 4) != 0, .initial = (option & 16) != 0, .softplus = (option & 32) == 0,
+                 .dt_scale = 0.5};
     const Tensor document = option & 8 ? documents(1, 7, {2, 5}) : Tensor();
     INFO("option " << option);
     check_gradients_of(c, document, option & 4 ? 3 : 0);
@@ -227,16 +281,19 @@ TEST_CASE("ssd: gradients, every option in both values") {
 
 TEST_CASE("ssd: gradients at odd sizes and with clamped time steps") {
   check_gradients_of({.batch = 2, .time = 1, .heads = 1, .width = 1, .groups = 1, .state = 1, .initial = true}, {}, 0);
-  check_gradients_of({.batch = 2, .time = 13, .heads = 6, .width = 5, .groups = 3, .state = 7, .z = true, .initial = true},
-                     documents(2, 13, {1, 4, 8}), 5);
+  check_gradients_of(
+      {.batch = 2, .time = 13, .heads = 6, .width = 5, .groups = 3, .state = 7, .z = true, .initial = true},
+      documents(2, 13, {1, 4, 8}), 5);
   check_gradients_of({.batch = 1, .time = 65, .heads = 2, .width = 3, .groups = 1, .state = 2}, {}, 0);
-  check_gradients_of({.batch = 1, .time = 9, .heads = 3, .width = 2, .groups = 1, .state = 2, .dt_mean = 0, .dt_scale = 2},
-                     {}, 4, 0.3, 1.5);  // many Δ beyond the limits: no gradient through those
+  check_gradients_of(
+      {.batch = 1, .time = 9, .heads = 3, .width = 2, .groups = 1, .state = 2, .dt_mean = 0, .dt_scale = 2}, {}, 4, 0.3,
+      1.5);  // many Δ beyond the limits: no gradient through those
 }
 
 TEST_CASE("ssd: the gradient of the decays agrees with the cheaper identity in f64") {
   // da_t summed over a chunk: Σ_{s>=t} (dy_s·y_s - Δ_s ddt_s) + <dS', S'>; only dA sees it here, from the state zero.
-  const Case c{.batch = 1, .time = 33, .heads = 1, .width = 3, .groups = 1, .state = 4, .D = false, .bias = false, .softplus = false};
+  const Case c{.batch = 1, .time = 33, .heads = 1, .width = 3, .groups = 1, .state = 4, .D = false, .bias = false,
+               .softplus = false};
   auto t = inputs_of(c);
   t[0] = leaf(t[0]), t[1] = leaf(t[1]), t[2] = leaf(t[2]);
   const auto [y, last] = run(t, {}, 8, false);
@@ -276,17 +333,20 @@ TEST_CASE("ssd: any split with carried state equals one run, gradients too") {
     std::vector<Tensor> first, second;
     for (size_t i = 0; i < 9; ++i) {
       const bool timed = i == 0 || i == 1 || i == 3 || i == 4 || i == 6;
-      first.push_back(leaf(timed ? batched(rows(parts[i], 0, cut)) : i == 8 ? parts[8].slice_first(b, b + 1) : parts[i]));
+      const Tensor state = i == 8 ? parts[8].slice_first(b, b + 1) : parts[i];
+      first.push_back(leaf(timed ? batched(rows(parts[i], 0, cut)) : state));
       second.push_back(timed ? leaf(batched(rows(parts[i], cut, time))) : i == 8 ? Tensor() : first[i]);
     }
     const auto document_rows = [&](int64_t begin, int64_t end) {
       return document ? batched(rows(document, begin, end)) : Tensor();
     };
-    const bool boundary = document && document.data<int32_t>()[b * time + cut] != document.data<int32_t>()[b * time + cut - 1];
+    const bool boundary =
+        document && document.data<int32_t>()[b * time + cut] != document.data<int32_t>()[b * time + cut - 1];
     const auto [y1, carried] = run(first, document_rows(0, cut), 8);
     if (!boundary) second[8] = carried;  // a new document starts from nothing
     const auto [y2, last] = run(second, document_rows(cut, time), 8);
-    backward(std::array{y1, y2, last}, std::array{batched(rows(dy, 0, cut)), batched(rows(dy, cut, time)), dlast.slice_first(b, b + 1)});
+    backward(std::array{y1, y2, last},
+             std::array{batched(rows(dy, 0, cut)), batched(rows(dy, cut, time)), dlast.slice_first(b, b + 1)});
     for (size_t i : {0, 1, 3, 4, 6}) {
       CHECK(relative_rms(gradient(first[i]), batched(rows(gradient(whole[i]), 0, cut))) < rounding);
       CHECK(relative_rms(gradient(second[i]), batched(rows(gradient(whole[i]), cut, time))) < rounding);
@@ -316,9 +376,9 @@ TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own")
     std::vector<Tensor> alone;
     for (size_t i = 0; i < 9; ++i) {
       const Tensor x = t[i].defined() ? t[i].detach() : t[i];
-      alone.push_back(i == 0 || i == 1 || i == 3 || i == 4
-                          ? leaf(x.reshape(x.shape().axes(1, x.rank())).slice_first(begin, end).reshape(x.shape().with(1, end - begin)))
-                          : x);
+      const bool timed = i == 0 || i == 1 || i == 3 || i == 4;
+      const auto tokens = [&] { return x.reshape(x.shape().axes(1, x.rank())).slice_first(begin, end); };
+      alone.push_back(timed ? leaf(tokens().reshape(x.shape().with(1, end - begin))) : x);
     }
     const auto rows = [&](const Tensor& x) {
       return x.reshape(x.shape().axes(1, x.rank())).slice_first(begin, end).reshape(x.shape().with(1, end - begin));
@@ -337,7 +397,8 @@ TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own")
 }
 
 TEST_CASE("ssd: the step kernel equals forward at every position") {
-  const Case c{.batch = 2, .time = 9, .heads = 4, .width = 3, .groups = 2, .state = 5, .z = true, .D_per_channel = true, .initial = true};
+  const Case c{.batch = 2, .time = 9, .heads = 4, .width = 3, .groups = 2, .state = 5, .z = true, .D_per_channel = true,
+               .initial = true};
   const auto t = inputs_of(c);
   const auto [y, last] = run(t, {}, 4);
   Tensor state = clone(t[8]);
@@ -386,6 +447,26 @@ TEST_CASE("ssd: views of one wide matrix give what copies give, f32 is near f64"
   for (size_t i = 0; i < 8; ++i) CHECK(bitwise_equal(gradient(views[i]), gradient(copies[i])));
 }
 
+TEST_CASE("ssd: f32 gradients agree with f64") {
+  const Case c{.batch = 2, .time = 200, .heads = 4, .width = 16, .groups = 2, .state = 16, .z = true, .initial = true,
+               .dt_mean = -3, .A_mean = 1.5};
+  auto t = inputs_of(c);
+  std::vector<Tensor> single;
+  for (Tensor& x : t) {
+    single.push_back(leaf(to(x, DType::f32)));
+    x = leaf(to(single.back().detach(), DType::f64));
+  }
+  const Tensor dy = to(random_normal(t[0].shape(), 9), DType::f32), dy_exact = to(dy, DType::f64);
+  const Tensor y = run(t, {}, 0)[0], y_single = run(single, {}, 0)[0];
+  backward({&y, 1}, {&dy_exact, 1});
+  backward({&y_single, 1}, {&dy, 1});
+  for (size_t i = 0; i < 9; ++i) {
+    CAPTURE(i);
+    // Roundings of 6e-8 in sums of 64; 2e-6 to 4e-6 for A_log and dt_bias, whose terms over the tokens cancel.
+    CHECK(relative_rms(gradient(single[i]), gradient(t[i])) < 1e-5);
+  }
+}
+
 TEST_CASE("ssd: the tape holds the inputs, the states that enter chunks and, with z, the ungated output") {
   const Case c{.batch = 1, .time = 128, .heads = 2, .width = 8, .groups = 1, .state = 4, .z = true};
   auto t = inputs_of(c);
@@ -403,12 +484,13 @@ TEST_CASE("ssd: torn tokens, pitched D and states, one tensor as B and C: gradie
         const auto D = apply(Split{.x = t[1], .sizes = {3, 2}}), S = apply(Split{.x = t[2], .sizes = {24, 3}});
         const auto x = apply(Split{.x = t[0], .sizes = {3, 3}});  // [batch, time, head, 3 + 3]: heads lie apart
         const auto h = apply(Split{.x = t[3], .sizes = {4}});
-        const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0], .z = x[1], .dt_bias = {},
-                                         .initial_state = S[0].reshape({2, 2, 3, 4}), .document = {}, .chunk = 3, .final_state = true});
+        const auto [y, last] = apply(Ssd{.x = x[0], .dt = t[4], .A_log = t[5], .B = h[0], .C = h[0], .D = D[0],
+                                         .z = x[1], .dt_bias = {}, .initial_state = S[0].reshape({2, 2, 3, 4}),
+                                         .document = {}, .chunk = 3, .final_state = true});
         return std::vector{y, last, D[1], S[1]};
       },
-      {random_normal({2, 5, 2, 6}, 1), random_normal({2, 5}, 2), random_normal({2, 27}, 3), random_normal({2, 5, 1, 4}, 4),
-       random_normal({2, 5, 2}, 5), random_normal({2}, 6, 0.3)});
+      {random_normal({2, 5, 2, 6}, 1), random_normal({2, 5}, 2), random_normal({2, 27}, 3),
+       random_normal({2, 5, 1, 4}, 4), random_normal({2, 5, 2}, 5), random_normal({2}, 6, 0.3)});
   INFO(g.worst);
   CHECK(g.error < 1e-6);
 }

@@ -155,7 +155,8 @@ TEST_CASE("tape: a second backward over one recording is refused, and gradients 
 TEST_CASE("tape: a reshaped tensor stays on the tape") {
   const Tensor x = leaf(full({2, 3}, 1, DType::f64));
   const Tensor y = same(x.reshape({6})).reshape({3, 2});  // used flat, then used as another matrix
-  const Tensor z = sum(apply(Matmul{.x = y, .weight = full({1, 2}, 5, DType::f64), .bias = {}}).reshape({3}), full({3}, 0, DType::f64));
+  const Tensor z = sum(apply(Matmul{.x = y, .weight = full({1, 2}, 5, DType::f64), .bias = {}}).reshape({3}),
+                       full({3}, 0, DType::f64));
   const Tensor dz = from_host({3}, std::vector<double>{1, 2, 3}, DType::f64);
   backward({&z, 1}, {&dz, 1});
   CHECK(gradient(x).shape() == Shape{2, 3});
@@ -167,7 +168,8 @@ TEST_CASE("tape: one tensor as two inputs of an operator gets both gradients") {
   const auto g = check_gradients(
       [](std::span<const Tensor> t) {
         const Tensor h = same(t[0]);
-        return std::vector{apply(SiluMultiply{.y = h, .gate = h}), apply(GatedRmsNorm{.y = h, .z = h, .weight = t[1], .eps = 0.1}),
+        return std::vector{apply(SiluMultiply{.y = h, .gate = h}),
+                           apply(GatedRmsNorm{.y = h, .z = h, .weight = t[1], .eps = 0.1}),
                            apply(SiluMultiply{.y = t[0], .gate = t[0]})};
       },
       {x, random_normal({4}, 2)});
@@ -224,7 +226,8 @@ TEST_CASE("tape: nothing is recorded under NoGrad or without leaves") {
 }
 
 TEST_CASE("recompute: gradients of inputs and of what is captured equal those without, bit for bit") {
-  const Tensor x = leaf(random_normal({4, 3}, 1)), w = leaf(random_normal({5, 3}, 2)), v = leaf(random_normal({1, 5}, 3));
+  const Tensor x = leaf(random_normal({4, 3}, 1)), w = leaf(random_normal({5, 3}, 2)),
+               v = leaf(random_normal({1, 5}, 3));
   const auto f = [&](const Tensor& t) {
     return apply(Matmul{.x = apply(Matmul{.x = t, .weight = w, .bias = {}}), .weight = v, .bias = {}});
   };

@@ -4,7 +4,10 @@
 #include "catch.h"
 #include "adder/tests/temporary_folder.h"
 
+#include <sys/resource.h>
 #include <zlib.h>
+
+#include <csignal>
 
 using namespace adder;
 
@@ -48,6 +51,30 @@ TEST_CASE("text: what is written as jsonl comes back, packed or not") {
 TEST_CASE("text: a writer that does not finish leaves nothing") {
   const TemporaryFolder folder;
   { TextWriter(folder / "text.jsonl.zst").add({"lost", "A"}); }
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("text: a writer that finds the disk full says so and leaves nothing") {
+  const TemporaryFolder folder;
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old{};
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &old) == 0);
+  const rlimit low{.rlim_cur = 1000, .rlim_max = old.rlim_max};
+  std::string said;
+  for (const std::string name : {"few.jsonl", "many.jsonl"}) {  // the first is noticed when the file is closed
+    try {
+      TextWriter writer(folder / name);
+      setrlimit(RLIMIT_FSIZE, &low);
+      writer.add({std::string(name == "few.jsonl" ? 2'000 : 1'000'000, 'x'), "A"});
+      writer.finish();
+    } catch (const Error& error) {
+      said += error.what() + std::string("\n");
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+  }
+  std::signal(SIGXFSZ, before);
+  CHECK_THAT(said, ContainsSubstring("few.jsonl.partial: cannot be written (File too large)"));
+  CHECK_THAT(said, ContainsSubstring("many.jsonl.partial: cannot be written (File too large)"));
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 

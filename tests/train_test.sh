@@ -1,40 +1,12 @@
 #!/usr/bin/env bash
-# The training recipe as its user meets it: it trains, stops, goes on bit for bit, and refuses bad input in one sentence.
-set -euo pipefail
-source_folder=$1 build_folder=$2
-train=$build_folder/recipes/train
-export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
-failures=0
-fault() {
-  echo "FAILED: $*"
-  failures=$((failures + 1))
-}
+# The training recipe as its user meets it: it trains, stops, goes on bit for bit, refuses bad input in one sentence.
+source "$(dirname "$0")/script.sh"
 
 # A small model on adder's own sources.
 small=(--text "$source_folder/core" --steps 40 --batch 4 --micro-batch 2 --time 32 --layers 2 --d-model 32 --d-state 8
   --head-dim 16 --validate-every 20 --save-every 10 --validation-share 0.2 --dropout 0.1)
 
-# refuses STATUS SENTENCE ARGUMENTS...: the program ends with that status and one line that holds the sentence.
-refuses() {
-  local status=$1 sentence=$2 got=0
-  shift 2
-  "$train" "$@" >out.log 2>err.log || got=$?
-  [[ $got == "$status" ]] || fault "exit status $got instead of $status: train $*"
-  grep -qF -- "$sentence" err.log || fault "no \"$sentence\" in: $(cat err.log)"
-  [[ $(grep -c '^error: ' err.log) == 1 ]] || fault "not one error line: $(cat err.log)"
-}
-
-# What a run computed: metrics without times and memory, and the last checkpoint's bytes.
-computed() {
-  sed -E 's/"(time|tokens_per_second|memory[^"]*)":[^,}]*,?//g' "$1/metrics.jsonl"
-  sha256sum "$1"/checkpoints/step_00000040/rank_0000.h5 | cut -d' ' -f1
-}
-
-"$train" "${small[@]}" --out whole >whole.log
+"$recipes/train" "${small[@]}" --out whole >whole.log
 grep -qE '^validation: [0-9.]+ nats per byte, [0-9.]+ bits per byte \(order-5 counts: [0-9.]+\)$' whole.log ||
   fault "no line of validation in $(cat whole.log)"
 for file in run.json metrics.jsonl loss.svg checkpoints/step_00000040/manifest.json; do
@@ -44,40 +16,43 @@ done
 
 # Stopped by a signal after a few steps, resumed by the same command: the same run.
 for signal in INT USR1; do
-  "$train" "${small[@]}" --out "$signal" >stop.log 2>&1 &
+  "$recipes/train" "${small[@]}" --out "$signal" >stop.log 2>&1 &
   process=$!
   until [[ $(cat "$signal/metrics.jsonl" 2>/dev/null | wc -l) -ge 3 ]]; do sleep 0.02; done
   kill -"$signal" "$process"
   wait "$process" || fault "SIG$signal ended the run with status $?"
   grep -q 'the same command goes on from there' stop.log || fault "SIG$signal: no word on how to go on: $(cat stop.log)"
-  "$train" "${small[@]}" --out "$signal" >go.log
-  [[ $(computed "$signal") == "$(computed whole)" ]] || fault "stopped by SIG$signal and resumed is not the run that never stopped"
+  "$recipes/train" "${small[@]}" --out "$signal" >go.log
+  [[ $(computed "$signal") == "$(computed whole)" ]] ||
+    fault "stopped by SIG$signal and resumed is not the run that never stopped"
 done
 
 # Changed flags are refused, and nothing is overwritten.
 before=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
-refuses 2 '--learning-rate was 0.01 and is now 0.1' "${small[@]}" --out whole --learning-rate 0.1
-refuses 2 'stepz' "${small[@]}" --out whole --stepz 3
-refuses 2 '--layers' "${small[@]}" --out whole --layers none
-refuses 1 'cannot be cut into heads of 7' "${small[@]}" --out heads --head-dim 7
-[[ $before == "$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)" ]] || fault "a refused command changed the run folder"
+refuses 2 '--learning-rate was 0.01 and is now 0.1' train "${small[@]}" --out whole --learning-rate 0.1
+refuses 2 'stepz' train "${small[@]}" --out whole --stepz 3
+refuses 2 '--layers' train "${small[@]}" --out whole --layers none
+refuses 1 'cannot be cut into heads of 7' train "${small[@]}" --out heads --head-dim 7
+after=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
+[[ $before == "$after" ]] || fault "a refused command changed the run folder"
 
 # Bad text names file and line and leaves no shard.
 printf '{"text": "fine"}\n{"text": 5}\n' >bad.jsonl
-refuses 1 'bad.jsonl' --text bad.jsonl --out bad
-refuses 1 'nowhere.jsonl' --text nowhere.jsonl --out bad
+refuses 1 'bad.jsonl' train --text bad.jsonl --out bad
+refuses 1 'nowhere.jsonl' train --text nowhere.jsonl --out bad
 printf '{"text": "caf\xff"}\n' >latin.jsonl
-refuses 1 'latin.jsonl' --text latin.jsonl --out bad
+refuses 1 'latin.jsonl' train --text latin.jsonl --out bad
 [[ ! -e bad/data/train.h5 ]] || fault "bad text left a shard"
 
 # A damaged checkpoint is refused by name and the one before it used; a damaged token file is refused.
 printf 'x' | dd of=INT/checkpoints/step_00000040/rank_0000.h5 bs=1 seek=2000 conv=notrunc status=none
-"$train" "${small[@]}" --out INT >damaged.log 2>&1 || fault "no fall-back to the previous checkpoint: $(cat damaged.log)"
+"$recipes/train" "${small[@]}" --out INT >damaged.log 2>&1 ||
+  fault "no fall-back to the previous checkpoint: $(cat damaged.log)"
 grep -q 'step_00000040' damaged.log || fault "the damaged checkpoint is not named: $(cat damaged.log)"
 [[ $(computed INT) == "$(computed whole)" ]] || fault "going on from the previous checkpoint is another run"
 truncate -s -100 INT/data/validation.h5
-refuses 1 'validation.h5' "${small[@]}" --out INT
+refuses 1 'validation.h5' train "${small[@]}" --out INT
 
-"$train" --help >help.log || fault "--help ends with status $?"
+"$recipes/train" --help >help.log || fault "--help ends with status $?"
 grep -q -- '--learning-rate' help.log || fault "--help does not name --learning-rate"
-[[ $failures == 0 ]]
+exit $((failures > 0))

@@ -1,34 +1,12 @@
 // Backward of the chunked form, from its parts; what comes before and after the kernels of the chunks.
-#include "adder/kernels/math.cuh"
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/ssd/chunked_backward.cuh"
+#include "adder/kernels/ssd/gate.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
 
 constexpr int threads = 256;
-
-// dy = dout silu(z), dz = dout y silu'(z). dz may have no elements: not wanted.
-__global__ void __launch_bounds__(threads) through_gate(Elements<bf16> dout, Elements<bf16> z, Elements<float> y,
-                                                        Elements<bf16> dy, Elements<bf16> dz) {
-  constexpr int n = Elements<bf16>::n;
-  const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, end = dout.count();
-  if (i >= end) return;
-  float d[n], gate[n], to[n];
-  dout.load(i, end, d);
-  z.load(i, end, gate);
-#pragma unroll
-  for (int k = 0; k < n; ++k) to[k] = d[k] * math::silu(gate[k]);
-  dy.store(i, end, to);
-  if (!dz) return;
-  float ungated[Elements<float>::n];
-#pragma unroll
-  for (int k = 0; k < n; ++k) {
-    if (k % Elements<float>::n == 0) y.load(i + k, end, ungated);
-    to[k] = d[k] * ungated[k % Elements<float>::n] * math::silu_gradient(gate[k]);
-  }
-  dz.store(i, end, to);
-}
 
 // Σ over the first axis of f32 parts, rounded: [parts, elements] -> [elements].
 __global__ void __launch_bounds__(threads)
@@ -40,29 +18,47 @@ __global__ void __launch_bounds__(threads)
   *to(i) = element<bf16>(sum);
 }
 
-Tensor gated_gradient(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dz) {
-  if (!op.z) return reinterpret_cast<uintptr_t>(dout.address()) % 16 == 0 ? dout : clone(dout);
-  Tensor dy = empty_like(dout);
-  const int64_t n = Elements<bf16>::n;
-  launch(through_gate, blocks(dout.count(), threads * n), threads, 0, on, Elements<bf16>(dout), Elements<bf16>(op.z, n),
-         Elements<float>(op.ungated), Elements<bf16>(dy), Elements<bf16>(dz, n));
-  return dy;
-}
+bool on_bytes(const Tensor& t, uintptr_t n) { return reinterpret_cast<uintptr_t>(t.address()) % n == 0; }
 
-const float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
+// Kernels read whole vectors: a tensor that begins elsewhere is copied.
+Tensor from_whole(const Tensor& t) { return !t || on_bytes(t, 16) ? t : clone(t); }
+
+// Rows of tokens that are read and written 16 bytes at a time.
+bool whole_rows(const Tensor& t) { return on_bytes(t, 16) && t.stride(t.size(2) * t.size(3)) % 8 == 0; }
+
+// What a block of this GPU may have.
+int64_t shared_memory() {
+  static const int bytes = [] {
+    int device = 0, n = 0;
+    check(cudaGetDevice(&device), "the GPU");
+    check(cudaDeviceGetAttribute(&n, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the GPU's shared memory");
+    return n;
+  }();
+  return bytes;
+}
 
 }  // namespace
 
+bool fits(const Ssd& op) {
+  const int64_t P = op.x.size(3), N = op.B.size(3);
+  const bool pairs = !op.z || (on_bytes(op.z, 4) && op.z.stride(op.x.size(2) * P) % 2 == 0);
+  return op.x.dtype() == DType::bf16 && P % 8 == 0 && P <= P_tile && N % 8 == 0 && N <= 128 && whole_rows(op.x) &&
+         whole_rows(op.B) && whole_rows(op.C) && pairs && op.x.size(1) < std::numeric_limits<int>::max() &&
+         gradients_shared(static_cast<int>(N)) <= shared_memory();
+}
+bool fits(const SsdGradients& to) { return whole_rows(to.x) && whole_rows(to.B) && whole_rows(to.C); }
+
 void backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, const SsdGradients& to) {
-  const Tensor dy = gated_gradient(on, op, dout, to.z);
+  const Tensor dy = from_whole(through_gate(on, op, dout, to.z));
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor S = state_tiles(p), G = state_tiles(p);
   sweep(on, p, {.x = op.x, .B = op.B, .begin = op.has_initial_state ? op.states : Tensor(), .states = S},
-        {.x = dy, .B = op.C, .begin = dfinal, .states = G, .end = to.initial_state, .reverse = true});
+        {.x = dy, .B = op.C, .begin = from_whole(dfinal), .states = G, .end = to.initial_state, .reverse = true});
 
   const int64_t chunks = p.batch * p.chunks, splits = head_splits(p, 512);  // four waves, or as near as the heads allow
   const bool per_channel = op.D && op.D.rank() == 2;
+  const Tensor D = from_whole(op.D);
   const Tensor dA({chunks, p.heads}, DType::f32, Device::cuda), dbias = empty_like(dA);
   const Tensor dD = to.D ? Tensor({chunks, p.heads * (per_channel ? p.P : 1)}, DType::f32, Device::cuda) : Tensor();
   const Shape in_parts{splits, p.batch * p.time * p.groups * p.N};
@@ -80,7 +76,7 @@ void backward(Cuda on, const Ssd& op, const Tensor& dout, const Tensor& dfinal, 
                         .stride_dt = op.dt.stride(p.heads),
                         .A_log = op.A_log.data<float>(),
                         .bias = floats(op.dt_bias),
-                        .D = floats(op.D),
+                        .D = floats(D),
                         .D_per_channel = per_channel,
                         .step = TimeStep(op),
                         .dx = to.x.data<bf16>(),

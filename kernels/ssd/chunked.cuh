@@ -15,7 +15,8 @@ inline constexpr int P_tile = 64;  // channels of a head, with zeros behind them
 __device__ inline bool is_cut(float delta, float A) { return delta * A < least_a; }
 __device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_a : delta * A; }
 
-/// A masked weight. Weights are exponentials, never negative; a NaN is not masked. Only with documents is any masked.
+/// A masked weight. Weights are exponentials times Δ, never negative because dt_min is not; a NaN is not masked. Only with
+/// documents is any masked.
 inline constexpr float masked = -1;
 template <bool documents>
 __device__ float times(float weight, float x) {
@@ -30,9 +31,9 @@ __device__ inline float power_of_2(float x) {
 
 /// Δ, cs and documents of a whole problem.
 struct Decays {
-  Tensor delta, sum;  // f32 [batch, chunk, head, Q]: Δ_t; cs_t log2(e) from the start of the chunk, this token included
-  Tensor
-      start;  // i32 [batch, time]: the first token of this one's document, -1 for a row's first document; or undefined
+  Tensor delta;  // f32 [batch, chunk, head, Q]: Δ_t
+  Tensor sum;    // as delta: cs_t log2(e) from the start of the chunk, this token included
+  Tensor start;  // i32 [batch, time]: the first token of this one's document, -1 in a row's first; undefined: no documents
   Decays(Cuda on, const Ssd& op);
 };
 
@@ -65,19 +66,22 @@ struct Tokens {
   __device__ const bf16* at(int64_t token, int64_t item) const { return data + token * stride + item * n; }
 };
 
+/// The values of an optional f32 tensor.
+inline float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
+
 /// The states of all chunks and heads: bf16 [batch, chunk, head, P_tile, N_tile], zeros behind P and N.
 Tensor state_tiles(const Problem& p);
 inline int N_tile(const Problem& p) { return p.N <= 64 ? 64 : 128; }
 
 /// S from chunk to chunk, forward in time, or its gradient, backward. Where `states` is defined, each chunk gets the
 /// state that enters it (forward) or the gradient of the state that leaves it (backward).
-///   forward:  S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ          backward: dS = e^{cs_Q} dS' + Σ_i e^{cs_i}
-///   dy_i C_iᵀ
+///   forward:   S' = e^{cs_Q} S + Σ_j e^{cs_Q - cs_j} Δ_j x_j B_jᵀ
+///   backward:  dS = e^{cs_Q} dS' + Σ_i e^{cs_i} dy_i C_iᵀ
 struct Sweep {
-  Tensor x, B;        // x and B; backward: dy and C
-  Tensor begin = {};  // f32 [batch, head, P, N]: initial_state, or the gradient of the final one; undefined: zero
-  Tensor states = {}; // state_tiles
-  Tensor end = {};    // f32 as begin: the final state, or the gradient of the initial one; undefined: not wanted
+  Tensor x, B;         // x and B; backward: dy and C
+  Tensor begin = {};   // f32 [batch, head, P, N]: initial_state, or the gradient of the final one; undefined: zero
+  Tensor states = {};  // state_tiles
+  Tensor end = {};     // f32 as begin: the final state, or the gradient of the initial one; undefined: not wanted
   bool reverse = false;
 };
 void sweep(Cuda on, const Problem& p, const Sweep& first);

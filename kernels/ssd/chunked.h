@@ -15,20 +15,25 @@
 // Forward is decays, sweep, outputs; backward decays, two sweeps in one launch (S forward, dS backward), gradients: the
 // states are computed again and not kept.
 //
-// Cost, T tokens, X = 2 T H P bytes, S = 2 T H P N / Q bytes of states: forward moves 3 X + 2 S bytes and
-// 2 T H (2 P N + Q P / 2) FLOPs, backward 5 X + 4 S and 2 T H (6 P N + 3/2 Q P): bound by memory, 0.55 + 1.0 ms at
-// B 8, L 4096, H 80, P 64, N 128 and 4.3 TB/s.
+// Cost of T tokens without z, with X = 2 T H P bytes and S = 2 T H P N / Q bytes of states (P, N rounded up to 64 or 128:
+// small ones pay for the tile): forward moves 3 X + 2 S bytes and does 2 T H (2 P N + Q P / 2) FLOPs, backward 5 X + 4 S and
+// 2 T H (5 P N + Q P): bound by memory, 0.55 + 1.0 ms at B 8, L 4096, H 80, P 64, N 128 and 4.3 TB/s. Rows in segments read x
+// and B twice. While it runs, forward needs S bytes and backward 2 S.
 //
-// A NaN stays in its row; but inside one chunk, where a mask is a zero in a product, it may reach other tokens,
-// those of another document included.
+// The number of segments depends on the number of rows, heads and sweeps: the same problem gives the same bits, but a row
+// alone may differ from the row in a batch by rounding.
+//
+// A NaN stays in its row and document; but inside one chunk, where a mask is a zero in a product, it may reach other
+// tokens, those of another document included.
 #pragma once
 
 #include "adder/kernels/ssd/ssd.h"
 
 namespace adder::ssd::chunked {
 
-/// Whether the operands suit it: dtype, sizes and 16-byte alignment.
+/// Whether operands (dtype, sizes, 16-byte alignment) and GPU (shared memory) suit it.
 bool fits(const Ssd& op);
+/// The same of where the gradients go; forward does not know, but keeps the same for both ways of doing it.
 bool fits(const SsdGradients& to);
 void forward(Cuda on, const Ssd& op, const SsdResult& to);
 void backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to);

@@ -412,6 +412,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
 
 }  // namespace
 
+int64_t gradients_shared(int N) { return N <= 64 ? sizeof(Shared<64>) : sizeof(Shared<128>); }
+
 void launch_gradients(Cuda on, const Gradients& a) {
   with_constants(a.p, [&](auto tile, auto documents) {
     constexpr int N = tile();

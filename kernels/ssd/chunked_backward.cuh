@@ -19,9 +19,8 @@ struct Gradients {
   TimeStep step;
   bf16 *dx, *dB, *dC, *ddt;
   int64_t stride_dx, stride_dB, stride_dC, stride_ddt;
-  float *dB_parts,
-      *dC_parts;  // [split, batch, time, group, N] if the heads of a group lie in several blocks, else null
-  float *dA_log, *dbias, *dD;      // [batch, chunk, head], dD also [.., P]: sums over the chunk; dD may be null
+  float *dB_parts, *dC_parts;  // [split, batch, time, group, N] if a group's heads lie in several blocks, else null
+  float *dA_log, *dbias, *dD;  // [batch, chunk, head], dD also [.., P]: sums over the chunk; dD may be null
   int64_t splits;
 };
 
@@ -98,5 +97,7 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
 }
 
 void launch_gradients(Cuda on, const Gradients& a);
+/// Bytes of shared memory that it needs.
+int64_t gradients_shared(int N);
 
 }  // namespace adder::ssd::chunked

@@ -1,6 +1,6 @@
-// Δ, cs and the documents' first tokens, for the chunked form. Floor: dt read, Δ and cs written: 10 T H bytes.
+// Δ and cs for the chunked form, and its sizes. Floor: dt read, Δ and cs written: 10 T H bytes.
 #include "adder/kernels/ssd/chunked.cuh"
-
+#include "adder/kernels/ssd/documents.cuh"
 #include "adder/kernels/warp.cuh"
 
 #include <algorithm>
@@ -50,39 +50,6 @@ __global__ void __launch_bounds__(threads) decays(Arguments p) {
   }
 }
 
-// A block takes a row: the largest boundary so far, tile by tile.
-constexpr int row_threads = 1024;
-
-__global__ void __launch_bounds__(row_threads) document_starts(const int* document, int64_t time, int* start) {
-  __shared__ int last[32];
-  document += blockIdx.x * time;
-  start += blockIdx.x * time;
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  int before = -1;
-  for (int64_t base = 0; base < time; base += row_threads) {
-    const int64_t t = base + threadIdx.x;
-    int latest = t > 0 && t < time && document[t] != document[t - 1] ? static_cast<int>(t) : -1;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) latest = max(latest, __shfl_up_sync(all_lanes, latest, step));
-    if (lane == 31) last[warp] = latest;
-    __syncthreads();
-    int all = before;
-    for (int w = 0; w < 32; ++w) {
-      if (w < warp) latest = max(latest, last[w]);
-      all = max(all, last[w]);
-    }
-    if (t < time) start[t] = max(latest, before);
-    before = all;
-    __syncthreads();
-  }
-}
-
-const float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
-
-bool aligned(const Tensor& t) {
-  return !t || (reinterpret_cast<uintptr_t>(t.address()) % 16 == 0 && t.stride(t.size(2) * t.size(3)) % 8 == 0);
-}
-
 }  // namespace
 
 Decays::Decays(Cuda on, const Ssd& op) {
@@ -94,10 +61,7 @@ Decays::Decays(Cuda on, const Ssd& op) {
                     .step = TimeStep(op),
                     .delta = delta.data<float>(), .sum = sum.data<float>()};
   launch(decays, dim3(blocks(batch * chunks, 1), blocks(heads, heads_a_block)), threads, 0, on, p);
-  if (!op.document) return;
-  start = Tensor({batch, time}, DType::i32, Device::cuda);
-  launch(document_starts, blocks(batch, 1), row_threads, 0, on, static_cast<const int*>(op.document.data<int32_t>()),
-         time, start.data<int32_t>());
+  start = document_starts(on, op);
 }
 
 Problem::Problem(const Ssd& op, const Decays& decays)
@@ -105,13 +69,6 @@ Problem::Problem(const Ssd& op, const Decays& decays)
       chunks((op.x.size(1) + Q - 1) / Q), P(static_cast<int>(op.x.size(3))), N(static_cast<int>(op.B.size(3))),
       delta(decays.delta.data<float>()), sum(decays.sum.data<float>()),
       start(decays.start ? decays.start.data<int32_t>() : nullptr) {}
-
-bool fits(const Ssd& op) {
-  const int64_t P = op.x.size(3), N = op.B.size(3);
-  return op.x.dtype() == DType::bf16 && P % 8 == 0 && P <= P_tile && N % 8 == 0 && N <= 128 && aligned(op.x) &&
-         aligned(op.B) && aligned(op.C) && aligned(op.z) && op.x.size(1) < std::numeric_limits<int>::max();
-}
-bool fits(const SsdGradients& to) { return aligned(to.x) && aligned(to.B) && aligned(to.C) && aligned(to.z); }
 
 Tensor state_tiles(const Problem& p) {
   return Tensor({p.batch, p.chunks, p.heads, P_tile, N_tile(p)}, DType::bf16, Device::cuda);

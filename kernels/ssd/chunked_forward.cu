@@ -209,11 +209,11 @@ __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Ar
 }  // namespace
 
 void forward(Cuda on, const Ssd& op, const SsdResult& to) {
+  if (op.has_initial_state) copy(on, op.initial_state, to.states);  // which backward will read
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor states = state_tiles(p);
-  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.initial_state, .states = states, .end = to.final_state});
-  if (op.has_initial_state) copy(on, op.initial_state, to.states);
+  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.has_initial_state ? to.states : Tensor(), .states = states, .end = to.final_state});
   const int64_t splits = head_splits(p, 3168);  // some eight waves, so that the last one costs little
   const Arguments a{.p = p,
                     .x = Tokens(op.x),

@@ -189,8 +189,6 @@ __global__ void __launch_bounds__(256) carry(Carry c) {
   if (c.end != nullptr) c.end[i] = s;
 }
 
-float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
-
 Walk walk_of(const Sweep& s) {
   return {.x = Tokens(s.x),
           .B = Tokens(s.B),

@@ -17,13 +17,15 @@ Chunks chunks_of(const Ssd& op) {
   const bool initial = op.initial_state.defined() || op.has_initial_state;
   Chunks chunks{.row_first = {0}};
   for (int64_t b = 0; b < batch; ++b) {
-    const auto boundary = [&](int64_t t) { return document && document[b * stride + t] != document[b * stride + t - 1]; };
+    const int32_t* const row = document ? document + b * stride : nullptr;
+    const auto boundary = [&](int64_t t) { return row && row[t] != row[t - 1]; };
     for (int64_t begin = 0; begin < time;) {
       int64_t end = begin + 1;
       while (end < time && end - begin < length && !boundary(end)) ++end;
       const bool enters = begin == 0 ? initial : !boundary(begin);
       chunks.list.push_back({.row = b, .begin = begin, .end = end, .state = enters ? chunks.states++ : -1, .follow = -1,
-                             .last = end == time});
+                             .square = chunks.squares, .last = end == time});
+      chunks.squares += (end - begin) * (end - begin);
       if (begin > 0) chunks.list[chunks.list.size() - 2].follow = chunks.list.back().state;
       chunks.longest = std::max(chunks.longest, end - begin);
       begin = end;
@@ -52,8 +54,7 @@ Decays<T>::Decays(const Ssd& op, const Chunks& chunks)
       if (op.softplus)
         for (int64_t t = 0; t < n.time; ++t) d[t] = math::softplus(d[t]);
       for (int64_t t = 0; t < n.time; ++t) d[t] = d[t] < least ? least : d[t] > most ? most : d[t];  // NaN stays
-      for (int64_t c = chunks.row_first[static_cast<size_t>(b)]; c < chunks.row_first[static_cast<size_t>(b) + 1]; ++c) {
-        const Chunk& chunk = chunks.list[static_cast<size_t>(c)];
+      for (const Chunk& chunk : chunks.of_row(b)) {
         Wide<T> sum = 0;
         for (int64_t t = chunk.begin; t < chunk.end; ++t) {
           const Wide<T> a = Wide<T>{d[t]} * A;
@@ -70,8 +71,7 @@ template struct Decays<double>;
 Tensor products_CB(const Ssd& op, const Chunks& chunks) {
   const Sizes n = sizes_of(op);
   const auto count = static_cast<int64_t>(chunks.list.size());
-  const int64_t Q = chunks.longest;
-  Tensor result({count, n.groups, Q, Q}, op.x.dtype());
+  Tensor result({n.groups, chunks.squares}, op.x.dtype());
   with_float("Ssd", op.x.dtype(), [&]<class T>(T) {
 #pragma omp parallel for collapse(2) if (n.large())
     for (int64_t c = 0; c < count; ++c)
@@ -79,7 +79,7 @@ Tensor products_CB(const Ssd& op, const Chunks& chunks) {
         const Chunk& chunk = chunks.list[static_cast<size_t>(c)];
         const auto B = view<T>(op.B, chunk, g), C = view<T>(op.C, chunk, g);
         blas::gemm<T>(chunk.size(), chunk.size(), n.state, 1, {C.data, C.stride}, {B.data, B.stride, true}, 0,
-                      result.data<T>() + (c * n.groups + g) * Q * Q, Q);
+                      result.data<T>() + g * chunks.squares + chunk.square, chunk.size());
       }
   });
   return result;

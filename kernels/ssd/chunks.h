@@ -6,6 +6,7 @@
 #include "adder/kernels/vector_math.h"
 
 #include <algorithm>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Chunk {
   int64_t row, begin, end;
   int64_t state;   // number of the state that enters, among those that are kept; -1: none enters
   int64_t follow;  // the same of the next chunk of the row, so of the state that leaves; -1: none needs it
+  int64_t square;  // where its [size, size] elements begin among those of all chunks
   bool last;       // of its row: the state that leaves is the final one
   int64_t size() const { return end - begin; }
   bool enters() const { return state >= 0; }
@@ -31,7 +33,13 @@ struct Chunks {
   std::vector<Chunk> list;       // by row, then time
   std::vector<int64_t> row_first;  // [batch + 1]: the chunks of row b are [row_first[b], row_first[b + 1])
   int64_t longest = 0;
-  int64_t states = 0;  // chunks that a state enters
+  int64_t states = 0;   // chunks that a state enters
+  int64_t squares = 0;  // Σ size²: a short document costs its own square, not that of the longest chunk
+  std::span<const Chunk> of_row(int64_t b) const {
+    const auto row = static_cast<size_t>(b);
+    return std::span(list).subspan(static_cast<size_t>(row_first[row]),
+                                   static_cast<size_t>(row_first[row + 1] - row_first[row]));
+  }
 };
 Chunks chunks_of(const Ssd& op);
 
@@ -86,7 +94,7 @@ struct ChunkDecay {
   T between(int64_t i, int64_t j) const { return math::exp(std::min((high[i] - high[j]) + (low[i] - low[j]), T{0})); }
 };
 
-/// C Bᵀ of every chunk and group: [chunks, group, longest, longest], row stride `longest`.
+/// C Bᵀ of every chunk and group: [group, squares], the matrix [size, size] of a chunk at its `square`.
 Tensor products_CB(const Ssd& op, const Chunks& chunks);
 
 }  // namespace adder::ssd

@@ -20,18 +20,17 @@ struct HeadPass {
   void run(int64_t b, int64_t h) {
     const int64_t cells = n.width * n.state;
     if (op.initial_state) std::copy_n(op.initial_state.data<T>() + (b * n.heads + h) * cells, cells, S.begin());
-    for (int64_t c = chunks.row_first[static_cast<size_t>(b)]; c < chunks.row_first[static_cast<size_t>(b) + 1]; ++c) {
-      const Chunk& chunk = chunks.list[static_cast<size_t>(c)];
+    for (const Chunk& chunk : chunks.of_row(b)) {
       if (chunk.enters()) std::copy_n(S.begin(), cells, to.states.data<T>() + (chunk.state * n.heads + h) * cells);
-      output(c, chunk, h);
+      output(chunk, h);
       if (!chunk.last || to.final_state) next_state(chunk, h);
     }
     if (to.final_state) std::copy_n(S.begin(), cells, to.final_state.data<T>() + (b * n.heads + h) * cells);
   }
 
   // Y_i = e^{cs_i} S C_i + Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
-  void output(int64_t c, const Chunk& chunk, int64_t h) {
-    const int64_t q = chunk.size(), g = h / n.heads_per_group(), Q = chunks.longest;
+  void output(const Chunk& chunk, int64_t h) {
+    const int64_t q = chunk.size(), g = h / n.heads_per_group();
     const ChunkDecay<T> decay(decays, chunk, h);
     const auto x = view<T>(op.x, chunk, h), C = view<T>(op.C, chunk, g), y = view<T>(to.y, chunk, h);
     if (chunk.enters()) {
@@ -41,10 +40,10 @@ struct HeadPass {
       }
       blas::gemm<T>(q, n.width, n.state, 1, {scaled.data(), n.state}, {S.data(), n.state, true}, 0, y.data, y.stride);
     }
-    const T* cb = CB.data<T>() + (c * n.groups + g) * Q * Q;
+    const T* cb = CB.data<T>() + g * chunks.squares + chunk.square;
     for (int64_t i = 0; i < q; ++i) {
       T* row = M.data() + i * q;
-      for (int64_t j = 0; j <= i; ++j) row[j] = cb[i * Q + j] * decay.between(i, j) * decay.delta[j];
+      for (int64_t j = 0; j <= i; ++j) row[j] = cb[i * q + j] * decay.between(i, j) * decay.delta[j];
       std::fill(row + i + 1, row + q, T{0});
     }
     blas::gemm<T>(q, n.width, q, 1, {M.data(), q}, {x.data, x.stride}, chunk.enters() ? 1 : 0, y.data, y.stride);
@@ -110,7 +109,8 @@ Tensor step(const SsdStep& s) {
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t g = h / (heads / groups);
       const T raw = s.dt.data<T>()[b * s.dt.stride(heads) + h] + (s.dt_bias ? s.dt_bias.data<T>()[h] : T{0});
-      const T free = s.softplus ? math::softplus(raw) : raw, least = static_cast<T>(s.dt_min), most = static_cast<T>(s.dt_max);
+      const T free = s.softplus ? math::softplus(raw) : raw, least = static_cast<T>(s.dt_min),
+              most = static_cast<T>(s.dt_max);
       const T delta = free < least ? least : free > most ? most : free;
       const T decay = math::exp(std::max(-math::exp(s.A_log.data<T>()[h]) * delta, static_cast<T>(least_log_decay)));
       const T *x = item(s.x, b, h), *B = item(s.B, b, g), *C = item(s.C, b, g);

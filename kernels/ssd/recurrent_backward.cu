@@ -3,26 +3,29 @@
 //   G_t = dy_t C_tᵀ + e^{a_{t+1}} G_{t+1}        dC_t = S_tᵀ dy_t          dB_t = Δ_t G_tᵀ x_t
 //   u_t = G_t B_t      dx_t = Δ_t u_t + D dy_t      da_t = e^{a_t} <G_t, S_{t-1}>      dΔ_t = u_t·x_t + A da_t
 //
-// The states are found again: a walk forward keeps one every four tokens, the walk back computes those between. da is
-// a sum of products and no difference of long sums, so that it keeps its digits at any decay. Time is cut into
-// segments to bound what is kept; a first walk keeps the state that enters each segment.
+// The states are found again: a walk forward keeps one every few tokens, the walk back computes those between. da is
+// a sum of products and no difference of long sums, so that it keeps its digits at any decay. To bound what is kept,
+// rows of the batch go some at a time, and time is cut into segments: a first walk keeps the state that enters each.
 //
 // Sums: over the rows of a block in shared memory, warp by warp; over blocks and heads by sum_heads, in order; over
 // time and batch in f64.
-// Cost, a token and head, P = width, N = state: some 16 P N operations in f32, 2 P N bytes kept and read, and 16 N
-// bytes of parts of dB and dC a block of rows.
+// Cost, a token and head, P = width, N = state: some 16 P N operations in f32 and 5 more with segments, 2 P N bytes
+// kept and read (4 beyond 128 states), and 16 N bytes of parts of dB and dC a block of rows.
+#include "adder/kernels/ssd/gate.cuh"
 #include "adder/kernels/ssd/recurrent.h"
 #include "adder/kernels/ssd/recurrent_tile.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
 
 #include <algorithm>
+#include <cmath>
 
 namespace adder::ssd {
 namespace {
 
-constexpr int tile = 4;           // tokens between kept states
-constexpr int64_t whole = 8;      // segments are a multiple of this many tokens
-constexpr int64_t scratch = int64_t{1} << 30;  // bytes
+template <int K>
+constexpr int tile = K <= 4 ? 4 : 2;  // tokens between kept states
+constexpr int64_t whole = 8;          // segments are a multiple of this many tokens
+constexpr int64_t enough = 512;       // blocks that keep a GPU busy
 
 template <class T>
 struct WalkBack {
@@ -42,17 +45,22 @@ struct WalkBack {
 template <int K>
 struct Shared {
   static constexpr int n = Cut<K>::piece, R = Cut<K>::warp_rows;
-  Tile<K, tile> now;
-  Floats<n> before[tile][R][K / n][threads];  // S_{t-1}; each thread reads its own
-  float parts[2][warps][tile][Cut<K>::columns];
-  float dy[tile][Cut<K>::rows], dx[tile][Cut<K>::rows];
-  float sums[2][tile][warps];
+  static constexpr int Q = tile<K>;
+  Tile<K, Q> now;
+  Floats<n> before[Q][R][K / n][threads];  // S_{t-1}, each thread its own; once it is read, dB over the first row
+  float dC[warps][Q][Cut<K>::columns];
+  float dy[Q][Cut<K>::rows], dx[Q][Cut<K>::rows];
+  float sums[2][Q][warps];
+
+  __device__ float dB(int warp, int q, int column) const {
+    return before[q][0][column / (32 * n)][32 * warp + column / n % 32].v[column % n];
+  }
 };
 
 template <class T, int K>
 __device__ float fetch_dy(const WalkBack<T>& p, const Self<K>& self, int64_t t0) {
-  using F = Fetched<K, tile>;
-  const int i = static_cast<int>(threadIdx.x), tokens = static_cast<int>(min(int64_t{tile}, p.end - t0));
+  using F = Fetched<K, tile<K>>;
+  const int i = static_cast<int>(threadIdx.x), tokens = static_cast<int>(min(int64_t{tile<K>}, p.end - t0));
   const int64_t first = self.b * p.n.time + t0;
   const float dy = F::of_row(p.dy, p.n, self, i, first, tokens);
   return p.z.data == nullptr ? dy : dy * math::silu(F::of_row(p.z, p.n, self, i, first, tokens));
@@ -80,7 +88,7 @@ __device__ void forward_token(Shared<K>& s, const Self<K>& self, int q, State<K>
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int k = 0; k < K; ++k) dC[k] += S[r][k] * s.dy[q][self.row + r];
-  store_columns(s.parts[1][self.warp][q], self, dC);
+  store_columns(s.dC[self.warp][q], self, dC);
 }
 
 // And back: dB, dx, u·x and da; G becomes what this token says about the state before it. Adds dy x to dD.
@@ -108,11 +116,15 @@ __device__ void backward_token(Shared<K>& s, const Self<K>& self, int q, float D
   }
   const float delta = s.now.delta[q], decay = s.now.decay[q];
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    v[R] += dB[k] * B[k];
-    dB[k] *= delta;
+  for (int k = 0; k < K; k += n) {
+    Floats<n> piece;
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      v[R] += dB[k + j] * B[k + j];
+      piece.v[j] = delta * dB[k + j];
+    }
+    s.before[q][0][k / n][threadIdx.x] = piece;
   }
-  store_columns(s.parts[0][self.warp][q], self, dB);
   const float sum = scattered_sum(v);
   if (self.lane < R) {
     const int row = self.row + self.lane;
@@ -133,27 +145,33 @@ __device__ void backward_token(Shared<K>& s, const Self<K>& self, int q, float D
 // The block's sums of a tile to global memory.
 template <class T, int K>
 __device__ void write_tile(const WalkBack<T>& p, const Shared<K>& s, const Self<K>& self, int64_t t0, int tokens) {
-  constexpr int columns = Cut<K>::columns;
+  constexpr int columns = Cut<K>::columns, Q = tile<K>;
   const int tid = static_cast<int>(threadIdx.x);
   const int64_t length = p.end - p.begin, block = blockIdx.x % p.n.blocks;
-#pragma unroll
-  for (int j = 0; j < 2 * tile * columns / threads; ++j) {
-    const int i = tid + j * threads, which = i / (tile * columns), q = i / columns % tile, column = i % columns;
+  float* dC_parts = p.parts + p.n.batch * length * p.n.heads * p.n.blocks * p.n.state;
+#pragma unroll 1  // registers of architecture 8.9
+  for (int j = 0; j < Q * columns / threads; ++j) {
+    const int i = tid + j * threads, q = i / columns, column = i % columns;
     if (q >= tokens || column >= p.n.state) continue;
-    float sum = 0;
+    float dB = 0, dC = 0;
 #pragma unroll
-    for (int w = 0; w < warps; ++w) sum += s.parts[which][w][q][column];
-    const int64_t token = (which * p.n.batch + self.b) * length + t0 - p.begin + q;
-    p.parts[((token * p.n.heads + self.h) * p.n.blocks + block) * p.n.state + column] = sum;
+    for (int w = 0; w < warps; ++w) {
+      dB += s.dB(w, q, column);
+      dC += s.dC[w][q][column];
+    }
+    const int64_t token = self.b * length + t0 - p.begin + q;
+    const int64_t at = ((token * p.n.heads + self.h) * p.n.blocks + block) * p.n.state + column;
+    p.parts[at] = dB;
+    dC_parts[at] = dC;
   }
   const int q = tid / Cut<K>::rows, r = tid % Cut<K>::rows;
   if (q < tokens && self.block_row + r < p.n.width)
     *p.dx.at(self.b * p.n.time + t0 + q, self.h * p.n.width + self.block_row + r) = element<T>(s.dx[q][r]);
-  if (tid < 2 * tile && tid % tile < tokens) {
+  if (tid < 2 * Q && tid % Q < tokens) {
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < warps; ++w) sum += s.sums[tid / tile][tid % tile][w];
-    p.sums[(int64_t{tid / tile} * gridDim.x + blockIdx.x) * p.n.time + t0 + tid % tile] = sum;
+    for (int w = 0; w < warps; ++w) sum += s.sums[tid / Q][tid % Q][w];
+    p.sums[(int64_t{tid / Q} * gridDim.x + blockIdx.x) * p.n.time + t0 + tid % Q] = sum;
   }
 }
 
@@ -161,7 +179,7 @@ template <class T, int K>
 __global__ void __launch_bounds__(threads) walk_back(WalkBack<T> p) {
   extern __shared__ float4 memory[];
   auto& s = *reinterpret_cast<Shared<K>*>(memory);
-  constexpr int R = Cut<K>::warp_rows;
+  constexpr int R = Cut<K>::warp_rows, Q = tile<K>;
   const Self<K> self(p.n);
   const int64_t row = self.block_row + self.row + self.lane % R;
   const float D = skip_of(p.D, p.per_channel, p.n, self.h, row);
@@ -169,20 +187,20 @@ __global__ void __launch_bounds__(threads) walk_back(WalkBack<T> p) {
   if (p.end == p.n.time) load_state(p.dfinal, p.n, self, G);
   else load_kept(p.carry, 0, self, G);
   float dD = 0;
-  const int64_t tiles = (p.end - p.begin + tile - 1) / tile;
-  Fetched<K, tile> next;
-  next.fetch(p, self, p.begin + (tiles - 1) * tile, p.end);
-  float next_dy = fetch_dy(p, self, p.begin + (tiles - 1) * tile);
+  const int64_t tiles = (p.end - p.begin + Q - 1) / Q;
+  Fetched<K, Q> next;
+  next.fetch(p, self, p.begin + (tiles - 1) * Q, p.end);
+  float next_dy = fetch_dy(p, self, p.begin + (tiles - 1) * Q);
   load_kept(p.states, tiles - 1, self, S);
   for (int64_t i = tiles - 1; i >= 0; --i) {
-    const int64_t t0 = p.begin + i * tile;
-    const int tokens = static_cast<int>(min(int64_t{tile}, p.end - t0));
+    const int64_t t0 = p.begin + i * Q;
+    const int tokens = static_cast<int>(min(int64_t{Q}, p.end - t0));
     next.put(s.now);
-    if (threadIdx.x < tile * Cut<K>::rows) (&s.dy[0][0])[threadIdx.x] = next_dy;
+    if (threadIdx.x < Q * Cut<K>::rows) (&s.dy[0][0])[threadIdx.x] = next_dy;
     __syncthreads();
     if (i > 0) {
-      next.fetch(p, self, t0 - tile, p.end);
-      next_dy = fetch_dy(p, self, t0 - tile);
+      next.fetch(p, self, t0 - Q, p.end);
+      next_dy = fetch_dy(p, self, t0 - Q);
     }
     for (int q = 0; q < tokens; ++q) forward_token(s, self, q, S);
     if (i > 0) load_kept(p.states, i - 1, self, S);
@@ -253,82 +271,126 @@ __global__ void sum_batch(const F* from, int64_t batch, int64_t outputs, int64_t
   if (threadIdx.x == 0) to[blockIdx.x] = static_cast<float>(sum);
 }
 
-// dz = dy y silu'(z)
-template <class T>
-__global__ void gate_gradient(Elements<T> dy, Elements<float> y, Elements<T> z, Elements<T> dz) {
-  constexpr int n = Elements<T>::n;
-  const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * n, end = dy.count();
-  if (i >= end) return;
-  float d[n], gate[n], ungated[4];
-  dy.load(i, end, d);
-  z.load(i, end, gate);
-#pragma unroll
-  for (int j = 0; j < n; ++j) {
-    if (j % 4 == 0) y.load(i + j, end, ungated);
-    d[j] *= ungated[j % 4] * math::silu_gradient(gate[j]);
-  }
-  dz.store(i, end, d);
-}
+// How backward goes: so many batch rows at a time, over segments of so many tokens.
+struct Plan {
+  int64_t rows, length, segments;
+};
 
-// Tokens of a segment.
-int64_t segment_of(const Ssd& op, const Extent& n) {
+template <int K>
+Plan plan_of(const Ssd& op, const Extent& n, int64_t scratch) {
+  const int64_t states = kept_size(op) / n.batch * 4;  // bytes of those of a batch row
+  const int64_t a_token = states / tile<K> + 8 * n.heads * n.blocks * n.state;  // of a segment: states and parts
   const int64_t time = (n.time + whole - 1) / whole * whole;
-  const int64_t a_token = kept_size(op) * 4 / tile + 2 * n.batch * n.heads * n.blocks * n.state * 4;
-  const int64_t length = op.chunk > 0 ? op.chunk + whole - 1 : scratch / a_token;
-  return std::clamp(length / whole * whole, whole, time);
+  const auto segments = [&](int64_t length) { return (n.time + length - 1) / length; };
+  const auto bytes = [&](int64_t length) {  // of a batch row: also the steps and sums, what enters segments, the carry
+    return length * a_token + 8 * n.time * n.heads * (1 + n.blocks) + (segments(length) + 1) * states;
+  };
+  const auto rows = [&](int64_t length) { return std::clamp(scratch / bytes(length), int64_t{1}, n.batch); };
+  // One segment saves a walk. The shortest scratch has as many bytes in the segment as in what enters segments.
+  const bool one = bytes(time) <= scratch && rows(time) * n.heads * n.blocks >= std::min(enough, n.all_blocks());
+  const double shortest = std::sqrt(static_cast<double>(n.time) * static_cast<double>(states) / a_token);
+  const int64_t wanted = op.chunk > 0 ? op.chunk : one ? time : static_cast<int64_t>(shortest);
+  const int64_t length = std::clamp((wanted + whole - 1) / whole * whole, whole, time);
+  const int64_t groups = (n.batch + rows(length) - 1) / rows(length);
+  return {(n.batch + groups - 1) / groups, length, segments(length)};
 }
 
 Tensor floats(int64_t count) { return Tensor({count}, DType::f32, Device::cuda); }
 float* pointer(const Tensor& t) { return t ? t.data<float>() : nullptr; }
 
+// What is kept of a group of batch rows.
+struct Scratch {
+  Tensor entering, carry, states, parts, sums;
+};
+
+// The sums over a batch row, [batch, head], and of D [batch, head, width] or undefined.
+struct RowSums {
+  Tensor dA_log, dbias, dD;
+};
+
+// All of a group of batch rows but for the sums over them.
 template <class T, int K>
-void run(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to) {
+void walk_rows(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to, const Plan& plan,
+               const Scratch& scratch, const RowSums& by_row) {
   const Extent n(op, Cut<K>::rows);
-  const int64_t length = segment_of(op, n), segments = (n.time + length - 1) / length, kept = kept_size(op);
   const TimeSteps steps = time_steps(on, op);
-  const Tensor entering = segments > 1 ? floats(segments * kept) : Tensor();
-  const Tensor carry = segments > 1 ? floats(kept) : Tensor();
+  const Tensor& entering = scratch.entering;
   if (entering)
-    keep_states(on, op, steps, {.begin = 0, .end = (segments - 1) * length + 1, .every = length, .start = nullptr,
-                                .states = entering.data<float>()});
-  const Tensor states = floats(length / tile * kept);
-  const Tensor parts = floats(2 * n.batch * length * n.heads * n.blocks * n.state);
-  const Tensor sums = floats(2 * n.all_blocks() * n.time), dD = to.D ? floats(n.batch * n.heads * n.width) : Tensor();
-  for (int64_t i = segments - 1; i >= 0; --i) {
-    const int64_t begin = i * length, end = std::min(n.time, begin + length);
-    const float* start = entering ? pointer(entering) + i * kept : nullptr;
-    keep_states(on, op, steps, {.begin = begin, .end = end, .every = tile, .start = start, .states = pointer(states)});
+    keep_states(on, op, steps, {.begin = 0, .end = (plan.segments - 1) * plan.length + 1, .every = plan.length,
+                                .start = nullptr, .states = pointer(entering)});
+  for (int64_t i = plan.segments - 1; i >= 0; --i) {
+    const int64_t begin = i * plan.length, end = std::min(n.time, begin + plan.length);
+    const float* start = entering ? pointer(entering) + i * kept_size(op) : nullptr;
+    keep_states(on, op, steps, {.begin = begin, .end = end, .every = tile<K>, .start = start,
+                                .states = pointer(scratch.states)});
     const WalkBack<T> p{.n = n, .x = Tokens<T>(op.x), .B = Tokens<T>(op.B), .C = Tokens<T>(op.C), .dy = Tokens<T>(dy),
                         .z = Tokens<T>(op.z), .dx = Tokens<T>(to.x), .delta = pointer(steps.delta),
                         .decay = pointer(steps.decay), .D = pointer(op.D), .dfinal = pointer(dfinal),
-                        .per_channel = op.D && op.D.rank() == 2, .states = pointer(states), .carry = pointer(carry),
-                        .dinitial = pointer(to.initial_state), .parts = pointer(parts), .sums = pointer(sums),
-                        .dD = pointer(dD), .begin = begin, .end = end};
+                        .per_channel = op.D && op.D.rank() == 2, .states = pointer(scratch.states),
+                        .carry = pointer(scratch.carry), .dinitial = pointer(to.initial_state),
+                        .parts = pointer(scratch.parts), .sums = pointer(scratch.sums), .dD = pointer(by_row.dD),
+                        .begin = begin, .end = end};
     launch(walk_back<T, K>, blocks(n.all_blocks(), 1), threads, sizeof(Shared<K>), on, p);
     launch(sum_heads<T>, dim3(blocks(n.batch * (end - begin) * n.groups * n.state, 256), 2), 256, 0, on, n,
-           pointer(parts), begin, end - begin, Tokens<T>(to.B), Tokens<T>(to.C));
+           pointer(scratch.parts), begin, end - begin, Tokens<T>(to.B), Tokens<T>(to.C));
   }
-  const Tensor by_row({2, n.batch, n.heads}, DType::f64, Device::cuda);
-  double *dA = by_row.data<double>(), *dbias = dA + n.batch * n.heads;
-  launch(time_step_gradient<T>, blocks(n.batch * n.heads, 1), 256, 0, on, n, TimeStep(op), pointer(sums),
+  launch(time_step_gradient<T>, blocks(n.batch * n.heads, 1), 256, 0, on, n, TimeStep(op), pointer(scratch.sums),
          pointer(steps.delta), op.dt.data<T>(), op.dt.stride(n.heads), pointer(op.A_log), pointer(op.dt_bias),
-         to.dt.data<T>(), to.dt.stride(n.heads), dA, dbias);
+         to.dt.data<T>(), to.dt.stride(n.heads), by_row.dA_log.data<double>(), by_row.dbias.data<double>());
+}
+
+// Batch rows [begin, end) alone.
+Ssd rows_of(Ssd op, int64_t begin, int64_t end) {
+  for (Tensor* t : {&op.x, &op.dt, &op.B, &op.C, &op.z, &op.document})
+    if (*t) *t = t->slice_first(begin, end);
+  if (op.has_initial_state) op.states = op.states.slice_first(begin, end);
+  return op;
+}
+SsdGradients rows_of(SsdGradients to, int64_t begin, int64_t end) {
+  for (Tensor* t : {&to.x, &to.dt, &to.B, &to.C, &to.initial_state})
+    if (*t) *t = t->slice_first(begin, end);
+  return to;
+}
+RowSums rows_of(const RowSums& sums, int64_t begin, int64_t end) {
+  const auto part = [&](const Tensor& t) { return t ? t.slice_first(begin, end) : t; };
+  return {part(sums.dA_log), part(sums.dbias), part(sums.dD)};
+}
+
+template <class T, int K>
+void run(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to, int64_t bytes) {
+  static_assert(sizeof(Shared<K>) <= 99 * 1024, "what a GPU of architecture 8.9 has");
+  const Extent n(op, Cut<K>::rows);
+  const Plan plan = plan_of<K>(op, n, bytes);
+  const int64_t kept = kept_size(op) / n.batch * plan.rows, tokens = plan.rows * plan.length;
+  const bool cut = plan.segments > 1;
+  const Scratch scratch{.entering = cut ? floats(plan.segments * kept) : Tensor(),
+                        .carry = cut ? floats(kept) : Tensor(),
+                        .states = floats(plan.length / tile<K> * kept),
+                        .parts = floats(2 * tokens * n.heads * n.blocks * n.state),
+                        .sums = floats(2 * plan.rows * n.heads * n.blocks * n.time)};
+  const RowSums sums{.dA_log = Tensor({n.batch, n.heads}, DType::f64, Device::cuda),
+                     .dbias = Tensor({n.batch, n.heads}, DType::f64, Device::cuda),
+                     .dD = to.D ? Tensor({n.batch, n.heads * n.width}, DType::f32, Device::cuda) : Tensor()};
+  for (int64_t b = 0; b < n.batch; b += plan.rows) {
+    const int64_t end = std::min(n.batch, b + plan.rows);
+    walk_rows<T, K>(on, rows_of(op, b, end), dy.slice_first(b, end), dfinal ? dfinal.slice_first(b, end) : dfinal,
+                    rows_of(to, b, end), plan, scratch, rows_of(sums, b, end));
+  }
   const auto sum = [&]<class F>(const F* from, int64_t inner, const Tensor& result) {
     launch(sum_batch<F>, blocks(result.count(), 1), 32, 0, on, from, n.batch, result.count(), inner, pointer(result));
   };
-  sum(dA, 1, to.A_log);
-  if (to.dt_bias) sum(dbias, 1, to.dt_bias);
-  if (to.D) sum(pointer(dD), n.heads * n.width / to.D.count(), to.D);
+  sum(sums.dA_log.data<double>(), 1, to.A_log);
+  if (to.dt_bias) sum(sums.dbias.data<double>(), 1, to.dt_bias);
+  if (to.D) sum(pointer(sums.dD), n.heads * n.width / to.D.count(), to.D);
 }
 
 }  // namespace
 
-void recurrent_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to) {
+void recurrent_backward(Cuda on, const Ssd& op, const Tensor& dy, const Tensor& dfinal, const SsdGradients& to,
+                        int64_t scratch) {
+  gate_gradient(on, op, dy, to.z);
   with_gpu_float("Ssd", op.x.dtype(), [&]<class T>(T) {
-    if (to.z)
-      launch(gate_gradient<T>, blocks(dy.count(), 256 * Elements<T>::n), 256, 0, on, Elements<T>(dy),
-             Elements<float>(op.ungated), Elements<T>(op.z), Elements<T>(to.z));
-    with_columns(op.B.size(3), [&](auto K) { run<T, K()>(on, op, dy, dfinal, to); });
+    with_columns(op.B.size(3), [&](auto K) { run<T, K()>(on, op, dy, dfinal, to, scratch); });
   });
 }
 

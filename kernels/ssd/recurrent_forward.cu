@@ -1,4 +1,5 @@
 // Cost, a token and head, P = width, N = state: 5 P N operations in f32; B and C from the cache once a block of rows.
+#include "adder/kernels/ssd/documents.cuh"
 #include "adder/kernels/ssd/recurrent.h"
 #include "adder/kernels/ssd/recurrent_tile.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
@@ -15,9 +16,9 @@ __global__ void find_time_steps(const T* dt, int64_t stride, const float* A_log,
   if (i >= n.batch * n.heads * n.time) return;
   const int64_t t = i % n.time, h = i / n.time % n.heads, token = i / n.time / n.heads * n.time + t;
   const float d = step(value(dt[token * stride + h]) + (bias != nullptr ? bias[h] : 0.0f));
-  const bool starts = document != nullptr && t > 0 && document[token] != document[token - 1];
+  if (document != nullptr) document += token - t;
   delta[i] = d;
-  decay[i] = starts ? 0.0f : decay_of(d, -expf(A_log[h]));
+  decay[i] = starts_document(document, t) ? 0.0f : decay_of(d, -expf(A_log[h]));
 }
 
 // y and the final state, or the states on the way.

@@ -24,6 +24,10 @@ void check_types(const char* op, const Tensor& x, std::initializer_list<const Te
   for (const Tensor* t : others) one(*t, x.dtype() == DType::bf16 ? DType::f32 : x.dtype());
 }
 
+void check_limits(const char* op, double least, double most) {
+  check(least >= 0 && least <= most, "{}: dt_min {} and dt_max {}", op, least, most);
+}
+
 void check_shapes(const Ssd& op) {
   check(op.x.defined() && op.x.rank() == 4, "Ssd: x is {}, not [batch, time, head, head_dim]", text(op.x));
   const int64_t batch = op.x.size(0), time = op.x.size(1), heads = op.x.size(2), width = op.x.size(3);
@@ -44,7 +48,7 @@ void check_shapes(const Ssd& op) {
         "Ssd: x {} and B {} but initial_state {}", text(op.x), text(op.B), text(op.initial_state));
   check(!op.document || (op.document.shape() == Shape{batch, time} && op.document.dtype() == DType::i32),
         "Ssd: x {} but document {}", text(op.x), text(op.document));
-  check(op.dt_min >= 0 && op.dt_min <= op.dt_max, "Ssd: dt_min {} and dt_max {}", op.dt_min, op.dt_max);
+  check_limits("Ssd", op.dt_min, op.dt_max);
   check(op.chunk >= 0 && op.chunk <= 1024, "Ssd: a chunk of {} tokens is not in [0, 1024]", op.chunk);
   check_types("Ssd", op.x, {&op.dt, &op.B, &op.C, &op.z}, {&op.A_log, &op.D, &op.dt_bias, &op.initial_state});
   check(!op.document || op.document.device() == op.x.device(), "Ssd: x is on {} but document on {}",
@@ -116,6 +120,7 @@ Tensor ssd_step(const SsdStep& step) {
   check((!step.D || step.D.shape() == Shape{heads} || step.D.shape() == Shape{heads, x.size(2)}) &&
             (!step.z || step.z.shape() == x.shape()) && (!step.dt_bias || step.dt_bias.shape() == Shape{heads}),
         "ssd_step: x {} but D {}, z {} and dt_bias {}", text(x), text(step.D), text(step.z), text(step.dt_bias));
+  check_limits("ssd_step", step.dt_min, step.dt_max);
   check_types("ssd_step", x, {&step.dt, &step.B, &step.C, &step.z}, {&step.A_log, &step.D, &step.dt_bias, &step.state});
   for (const Tensor* t : {&step.A_log, &step.D, &step.dt_bias})
     check(!*t || t->contiguous(), "ssd_step: {} of A_log, D and dt_bias is not contiguous", text(*t));

@@ -20,7 +20,8 @@ Tensor apart(Shape shape, DType type, Device device) {
 
 TEST_CASE("cuda tensor: a copy to the GPU and back gives the same bits, rows apart or not", "[gpu][small]") {
   if (no_gpu()) return;
-  const auto shape = GENERATE(Shape{1}, Shape{5, 7}, Shape{3, 2, 64}, Shape{2, 700'001});  // rows beyond a staging block
+  const auto shape =
+      GENERATE(Shape{1}, Shape{5, 7}, Shape{3, 2, 64}, Shape{2, 700'001});  // rows beyond a staging block
   const DType type = GENERATE(DType::f32, DType::f64, DType::bf16, DType::i32);
   const Tensor x = to(random_normal(shape, 1, 1000), type);
   CHECK(bitwise_equal(to_device(to_device(x, cuda), cpu), x));

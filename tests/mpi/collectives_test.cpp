@@ -19,7 +19,9 @@ Communicator world() { return Communicator::world(); }
 
 // Something that every rank does differently, and that is not linear.
 Tensor own(const Tensor& x) {
-  return apply(Silu{.x = apply(Matmul{.x = x, .weight = random_normal({3, x.size(-1)}, 50 + static_cast<uint64_t>(world().rank())), .bias = {}})});
+  return apply(Silu{
+      .x = apply(Matmul{
+          .x = x, .weight = random_normal({3, x.size(-1)}, 50 + static_cast<uint64_t>(world().rank())), .bias = {}})});
 }
 
 double error_of(const std::function<Tensor(const Tensor&)>& f, const Shape& shape) {
@@ -41,7 +43,8 @@ TEST_CASE("collectives: Replicate and SumPartial are a pair: a sum of what each 
   double expected = 0;
   const Tensor x = random_normal({1, 4}, 3);
   for (int64_t r = 0; r < world().size(); ++r)
-    expected += to_host(apply(Silu{.x = apply(Matmul{.x = x, .weight = random_normal({3, 4}, 50 + static_cast<uint64_t>(r)), .bias = {}})}))[2];
+    expected += to_host(apply(Silu{
+        .x = apply(Matmul{.x = x, .weight = random_normal({3, 4}, 50 + static_cast<uint64_t>(r)), .bias = {}})}))[2];
   CHECK(to_host(f(x))[2] == Approx(expected).epsilon(1e-14));
 }
 
@@ -53,7 +56,8 @@ TEST_CASE("collectives: TakePart and JoinParts are a pair: each rank works on it
     return apply(JoinParts{.x = own(part), .group = world(), .axis = axis});
   };
   const auto identity = [&](const Tensor& x) {
-    return apply(JoinParts{.x = apply(TakePart{.x = x, .group = world(), .axis = axis}), .group = world(), .axis = axis});
+    return apply(
+        JoinParts{.x = apply(TakePart{.x = x, .group = world(), .axis = axis}), .group = world(), .axis = axis});
   };
   for (const Shape& shape : {Shape{2 * p, 3, p}, Shape{p, p}, Shape{3 * p, 1, 5 * p}}) {
     CHECK(error_of(f, shape) < tolerance);
@@ -61,14 +65,16 @@ TEST_CASE("collectives: TakePart and JoinParts are a pair: each rank works on it
   }
 }
 
-TEST_CASE("collectives: GatherParts and ScatterPartial are a pair: parts of the sum of what each rank makes of all parts") {
+TEST_CASE(
+    "collectives: GatherParts and ScatterPartial are a pair: parts of the sum of what each rank makes of all parts") {
   const PartAxis axis = GENERATE(PartAxis::first, PartAxis::last);
   const int64_t p = world().size();
   const Communicator group = world().with_chunk(3);
   const auto f = [&](const Tensor& x) {
     const Tensor part = apply(TakePart{.x = x, .group = group, .axis = axis});
     const Tensor all = apply(GatherParts{.x = part, .group = group, .axis = axis});
-    const Tensor mine = apply(Matmul{.x = own(all), .weight = random_normal({2 * p, 3}, 60 + static_cast<uint64_t>(group.rank())), .bias = {}});
+    const Tensor mine = apply(Matmul{
+        .x = own(all), .weight = random_normal({2 * p, 3}, 60 + static_cast<uint64_t>(group.rank())), .bias = {}});
     const Tensor sum = apply(ScatterPartial{.x = mine, .group = group, .axis = axis});
     return apply(JoinParts{.x = apply(Silu{.x = sum}), .group = group, .axis = axis});
   };
@@ -99,7 +105,8 @@ TEST_CASE("collectives: a group of one is the identity, without a copy") {
 
 TEST_CASE("collectives: an axis that cannot be cut is named") {
   const Tensor x = random_normal({5, 7}, 1);
-  CHECK_THROWS_WITH(apply(TakePart{.x = x, .group = world()}), ContainsSubstring("TakePart: the last axis of x [5, 7] cannot be cut into"));
+  CHECK_THROWS_WITH(apply(TakePart{.x = x, .group = world()}),
+                    ContainsSubstring("TakePart: the last axis of x [5, 7] cannot be cut into"));
   CHECK_THROWS_WITH(apply(ScatterPartial{.x = x, .group = world(), .axis = PartAxis::first}),
                     ContainsSubstring("ScatterPartial: the first axis of x [5, 7]"));
 }

@@ -8,6 +8,7 @@
 #include "catch.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 using namespace adder;
@@ -107,6 +108,33 @@ TEST_CASE("communicator: a shift moves tensors one rank on; open ends find zeros
       world.with_chunk(chunk).shift(sent, received, by, Ends::ring);
       CHECK(bitwise_equal(received, brought({5, 6}, (from + p) % p, DType::f32)));
     }
+}
+
+TEST_CASE("communicator: tensors of more than 2^31 bytes, where ADDER_LARGE asks for them; each rank holds 2 GiB") {
+  if (std::getenv("ADDER_LARGE") == nullptr) return;
+  const Communicator world = Communicator::world();
+  const int64_t n = (int64_t{1} << 29) + 1027, p = world.size();
+  const Tensor x({n}, DType::f32);
+  const auto right = [&](double expected) {
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < n; ++i) wrong += x.data<float>()[i] != static_cast<float>(expected + static_cast<double>(i % 1021));
+    return wrong == 0;
+  };
+  const auto start = [&](double value) {
+    for (int64_t i = 0; i < n; ++i) x.data<float>()[i] = static_cast<float>(value + static_cast<double>(i % 1021));
+  };
+  start(world.rank() == 1 ? 7 : 0);
+  world.broadcast(x, 1);
+  CHECK(right(7));
+  start(static_cast<double>(world.rank()));
+  world.all_reduce(x, Reduce::max);
+  CHECK(right(static_cast<double>(p - 1)));
+  start(static_cast<double>(world.rank()));
+  const int64_t part = n / p, own = world.rank() * part;
+  world.all_gather(x.slice_first(own, own + part), x.slice_first(0, p * part));
+  for (int64_t r = 0; r < p; ++r)
+    for (const int64_t i : {r * part, (r + 1) * part - 1})
+      CHECK(x.data<float>()[i] == static_cast<float>(static_cast<double>(r) + static_cast<double>(i % 1021)));
 }
 
 TEST_CASE("communicator: texts of any length are exchanged, by rank") {

@@ -39,7 +39,8 @@ class SharedFolder {
 std::string shard_in(const SharedFolder& folder) {
   if (world().rank() == 0) {
     const ByteTokenizer tokenizer;
-    TokenShardWriter writer(folder / "train.h5", {.tokenizer = tokenizer.name(), .vocabulary = 257, .end_of_document = 256});
+    TokenShardWriter writer(folder / "train.h5",
+                            {.tokenizer = tokenizer.name(), .vocabulary = 257, .end_of_document = 256});
     const Random random(1, "text");
     for (uint64_t d = 0; d < 12; ++d) {
       std::string text;
@@ -64,7 +65,8 @@ struct Training {
   Training(const std::string& shard, const Mesh& mesh_, DType type)
       : mesh(mesh_),
         params(Device::cpu, {.seed = 3, .dtype = type}),
-        model(params, mesh, {.vocabulary = 257, .layers = 2, .dropout = 0.1, .mixer = {.d_model = 16, .d_state = 4, .head_dim = 8}}),
+        model(params, mesh,
+              {.vocabulary = 257, .layers = 2, .dropout = 0.1, .mixer = {.d_model = 16, .d_state = 4, .head_dim = 8}}),
         optimizer(params, mesh),
         data(shard, mesh, {.batch = 8, .micro_batch = 2, .time = 24, .seed = 5}) {}
 
@@ -81,7 +83,8 @@ struct Training {
     return item(loss);
   }
   Checkpoint checkpoint(const std::string& folder) {
-    return Checkpoint(folder, {state(params), optimizer.state(), data.state()}, {.ranks = checkpoint_ranks(mesh.world)});
+    return Checkpoint(folder, {state(params), optimizer.state(), data.state()},
+                      {.ranks = checkpoint_ranks(mesh.world)});
   }
 };
 
@@ -152,7 +155,8 @@ TEST_CASE("data parallel: saved by all ranks, resumed by one, by two and by all 
       Checkpoint checkpoint = run.checkpoint(saved);
       CHECK(checkpoint.resumed().value_or(0) == from);
       CHECK(run.data.step() == from);
-      for (int64_t i = from; i < from + 4; ++i) CHECK(std::abs(run.step() - expected[static_cast<size_t>(i)]) < tolerance);
+      for (int64_t i = from; i < from + 4; ++i)
+        CHECK(std::abs(run.step() - expected[static_cast<size_t>(i)]) < tolerance);
       checkpoint.save(run.data.step());
     }
     from += 4;
