@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
     for (int k = 0; k < held; ++k) {
 #pragma unroll
       for (int c = 0; c < n; ++c) {
-        if (p.x) s[k][c] += x[k][c];
+        if (p.x) s[k][c] = p.residual ? s[k][c] + x[k][c] : x[k][c];
         squares[0] += s[k][c] * s[k][c];
       }
       if (p.sum) p.sum.line(start).put(piece_start(k), p.channels, s[k]);

@@ -119,7 +119,8 @@ TEST_CASE("mamba2: the tape holds what the header says") {
   const Mamba2 block(params, Mesh{}, {.d_model = 32, .d_state = 16, .head_dim = 8, .groups = 2, .chunk = 32});
   const Tensor u = random_normal({2, 64, 32}, 1, 1, 0, DType::f32);
   for (const Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::scan}) {
-    const int64_t before = memory_use(Device::cpu).in_use, tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8, entered = 2;
+    const int64_t before = memory_use(Device::cpu).in_use;
+    const int64_t tokens = 128, d_inner = 64, bc = 2 * 2 * 16, heads = 8, entered = 2;
     const Tensor y = block(u, {.recompute = recompute});
     int64_t floats = tokens * (2 * d_inner + bc + heads) + entered * d_inner * 16;
     if (recompute != Recompute::scan) floats += tokens * d_inner;
@@ -137,12 +138,12 @@ TEST_CASE("mamba2: what is made again in backward has the same bits, every optio
       Params params(Device::cpu, {.seed = 3});
       const Mamba2 block(params, Mesh{}, o);
       const Tensor u = leaf(random_normal({2, 7, o.d_model}, 1, 1, 0, DType::f32));
-      const Context context{.document = from_host({2, 7}, std::vector<int32_t>{0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5}),
-                            .recompute = recompute};
+      const std::vector<int32_t> documents = {0, 0, 1, 1, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5};
+      const Context context{.document = from_host({2, 7}, documents), .recompute = recompute};
       Mamba2State state = block.zero_state(2);
       fill(state.conv, 0.5);
       fill(state.ssm, -0.25);
-      const Tensor y = block(block(u, state, context), state, context);  // the first one's gradients through the state too
+      const Tensor y = block(block(u, state, context), state, context);  // gradients go through the state as well
       const Tensor dy = random_normal(y.shape(), 2, 1, 0, DType::f32);
       backward({&y, 1}, {&dy, 1});
       std::vector<Tensor> got = {y.detach(), gradient(u)};

@@ -54,7 +54,6 @@ struct Ssd {
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  // Δ beyond them is clamped, gradient 0
   int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result depends on it by rounding alone.
                          // The GPU takes it as the segments of backward token by token; chunks there have 64
-  int64_t chunk = 0;     // tokens, at most 1024; 0: the backend's choice. The result does not depend on it beyond rounding
   bool final_state = false;  // whether the second output is wanted; otherwise it is undefined
 
   // Kept for backward, besides all inputs but initial_state:
