@@ -36,7 +36,8 @@ for ((k = 1; k <= 12; ++k)); do
     grep -qE "$full" err.log || unlike "a full disk is not named"
     mount -o remount,size=64m small
   else
-    ends 1 'File too large|cannot' bash -c 'trap "" XFSZ; ulimit -f "$0"; "$@"' $((k * 2)) "$recipes/train" "${flags[@]}" --out small/run
+    ends 1 'File too large|cannot' bash -c 'trap "" XFSZ; ulimit -f "$0"; "$@"' $((k * 2)) \
+      "$recipes/train" "${flags[@]}" --out small/run
   fi
   "$recipes/train" "${flags[@]}" --out small/run >out.log 2>err.log || unlike "with room again it does not go on"
   [[ $(computed small/run) == "$expected" ]] || unlike "after a full disk it is another run"
@@ -59,7 +60,7 @@ ends 1 'file/data' "$recipes/train" "${flags[@]}" --out other --data file/data
 
 # Two runs in one folder: the second is refused, the first goes on.
 "$recipes/train" "${flags[@]}" --out two >first.log 2>&1 &
-until [[ -s two/metrics.jsonl ]]; do sleep 0.01; done
+until [[ -s two/metrics.jsonl ]] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
 kill -STOP $!
 ends 1 "run folder two is in use by process $!" "$recipes/train" "${flags[@]}" --out two
 kill -CONT $!

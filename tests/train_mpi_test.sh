@@ -23,7 +23,8 @@ same() {
   for metric in loss validation_loss validation_nats_per_byte; do
     [[ $(numbers "$1" $metric | wc -l) -gt 0 ]] || wrong "$1 has no $metric"
     paste -d' ' <(numbers "$1" $metric) <(numbers "$2" $metric) |
-      awk '$1 != $3 || $2 - $4 > 1e-5 || $4 - $2 > 1e-5 { print "step", $1, $2, "and", $4; bad = 1 } END { exit bad }' ||
+      awk '$1 != $3 || $2 - $4 > 1e-5 || $4 - $2 > 1e-5 { print "step", $1, $2, "and", $4; bad = 1 }
+        END { exit bad }' ||
       wrong "$metric of $1 and $2 differ"
   done
 }
@@ -39,7 +40,7 @@ lines() { if [[ -e cut/metrics.jsonl ]]; then wc -l <cut/metrics.jsonl; else ech
 for ranks in 4 1 2; do
   before=$(lines)
   mpirun -n "$ranks" "$recipes/train" "${flags[@]}" --out cut --data one/data >out.log 2>err.log &
-  until (($(lines) >= before + 3)); do sleep 0.01; done
+  until (($(lines) >= before + 3)) || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
   kill -USR1 $! || true
   wait $! || wrong "a signal ended it with status $?"
   says 1 'stopped by SIGUSR1 after step'
@@ -71,7 +72,8 @@ same one hurt
 for ranks in 1 2; do
   rm -rf wild
   runs "$ranks" 1 "${flags[@]}" --out wild --data one/data --learning-rate 1e38 --warmup 0 --clip 0 --save-every 100
-  says 1 '^error.*step [0-9]+: the gradient was not finite ten times in a row, last with samples [0-9]+ to [0-9]+; nothing is saved'
+  said='the gradient was not finite ten times in a row, last with samples [0-9]+ to [0-9]+; nothing is saved'
+  says 1 "^error.*step [0-9]+: $said"
   [[ $(grep -c '"grad_norm":"NaN"' wild/metrics.jsonl) == 10 ]] || wrong "not ten skipped steps"
   grep -q '"skipped":10.0' wild/metrics.jsonl || wrong "the skipped steps are not counted"
   [[ -z $(ls wild/checkpoints) ]] || wrong "it saved $(ls wild/checkpoints)"

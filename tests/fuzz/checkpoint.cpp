@@ -31,7 +31,8 @@ std::string saved() {
   Run run;
   Checkpoint(fuzz::scratch().path(), run.states(), {.fresh = true}).save(3);
   const std::string file = fuzz::scratch() / folder + "/rank_0000.h5";
-  return fmt::format("\"files\": [{{\"bytes\": {}, \"crc\": \"{:08x}\"}}],\n", std::filesystem::file_size(file), file_crc(file));
+  return fmt::format("\"files\": [{{\"bytes\": {}, \"crc\": \"{:08x}\"}}],\n", std::filesystem::file_size(file),
+                     file_crc(file));
 }
 
 }  // namespace
@@ -44,7 +45,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Run run;
   fill(run.matrix, -1);
   fuzz::accepts([&] {
-    const std::optional<int64_t> step = restore(fuzz::scratch().path(), run.states(), {.warn = [](const std::string&) {}});
+    const Warn silent = [](const std::string&) {};
+    const std::optional<int64_t> step = restore(fuzz::scratch().path(), run.states(), {.warn = silent});
     fuzz::must(step == 3 && item(run.matrix.slice_first(3, 4).slice_last(2, 3)) == 1);
   });
   return 0;

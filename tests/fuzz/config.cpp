@@ -7,7 +7,8 @@ using namespace adder::hugging_face;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::accepts([&] {
-    const layers::LanguageModelOptions options = parse_config({reinterpret_cast<const char*>(data), size}, "config.json");
+    const std::string given(reinterpret_cast<const char*>(data), size);
+    const layers::LanguageModelOptions options = parse_config(given, "config.json");
     for (const Form form : {Form::transformers, Form::state_spaces}) {
       std::string text;
       if (!fuzz::accepts([&] { text = config(options, form); })) continue;
