@@ -33,7 +33,7 @@ __device__ T element(float x) {
 /// n elements as they lie in memory, which move sixteen bytes at a time: of bf16 half the registers of the floats, and
 /// several can be on their way before the first is looked at.
 template <class T, int n = per_piece<T>>
-struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Piece {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Lanes {
   unsigned word[n * sizeof(T) / 4];
 
   __device__ float operator[](int j) const {
@@ -60,7 +60,7 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
+    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Lanes<T, n>) == 0 && (piece == 1 || piece % n == 0);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();
@@ -78,10 +78,10 @@ class Elements {
   __device__ T* operator()(int64_t i) const { return place(i).p; }
 
   /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
-  __device__ Piece<T, n> load(int64_t i, int64_t end) const {
+  __device__ Lanes<T, n> load(int64_t i, int64_t end) const {
     Place at = place(i);
-    if (whole_ && i + n <= end) return *reinterpret_cast<const Piece<T, n>*>(at.p);
-    Piece<T, n> x{};
+    if (whole_ && i + n <= end) return *reinterpret_cast<const Lanes<T, n>*>(at.p);
+    Lanes<T, n> x{};
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       if (i + j < end) x.set(j, *at.p);
@@ -90,7 +90,7 @@ class Elements {
     return x;
   }
   __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
-    const Piece<T, n> p = load(i, end);
+    const Lanes<T, n> p = load(i, end);
 #pragma unroll
     for (int j = 0; j < n; ++j) x[j] = p[j];
   }
@@ -99,10 +99,10 @@ class Elements {
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      Piece<T, n> p{};
+      Lanes<T, n> p{};
 #pragma unroll
       for (int j = 0; j < n; ++j) p.set(j, element<T>(x[j]));
-      *reinterpret_cast<Piece<T, n>*>(at.p) = p;
+      *reinterpret_cast<Lanes<T, n>*>(at.p) = p;
     } else {
 #pragma unroll
       for (int j = 0; j < n; ++j) {

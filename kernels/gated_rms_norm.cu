@@ -40,13 +40,13 @@ __global__ void __launch_bounds__(most_threads) forward(Operands<T> p, Elements<
   constexpr int n = per_piece<T>;
   const int64_t start = int64_t{blockIdx.x} * p.channels, end = start + p.channels;
   const int64_t column = blockIdx.x % p.groups * p.channels;
-  Piece<T> y[held], z[held];
+  Lanes<T> y[held], z[held];
   float squares[1] = {0};
 #pragma unroll
   for (int k = 0; k < held; ++k) {
     const int64_t i = start + piece_start<T>(k);
-    y[k] = i < end ? p.y.load(i, end) : Piece<T>{};
-    z[k] = i < end ? p.z.load(i, end) : Piece<T>{};
+    y[k] = i < end ? p.y.load(i, end) : Lanes<T>{};
+    z[k] = i < end ? p.z.load(i, end) : Lanes<T>{};
   }
 #pragma unroll
   for (int k = 0; k < held; ++k)
@@ -95,14 +95,14 @@ __global__ void __launch_bounds__(held == 2 ? 384 : most_threads, held == 2 ? 2 
   float dweight[held][n] = {};
   for (int64_t row = first; row < last; ++row) {
     const int64_t start = (row * in.groups + group) * in.channels, end = start + in.channels;
-    Piece<T> y[held], z[held], dout[held];
+    Lanes<T> y[held], z[held], dout[held];
     float sums[2] = {0, 0};  // v², d weight v
 #pragma unroll
     for (int k = 0; k < held; ++k) {
       const int64_t i = start + piece_start<T>(k);
-      y[k] = i < end ? in.y.load(i, end) : Piece<T>{};
-      z[k] = i < end ? in.z.load(i, end) : Piece<T>{};
-      dout[k] = i < end ? p.dout.load(i, end) : Piece<T>{};
+      y[k] = i < end ? in.y.load(i, end) : Lanes<T>{};
+      z[k] = i < end ? in.z.load(i, end) : Lanes<T>{};
+      dout[k] = i < end ? p.dout.load(i, end) : Lanes<T>{};
     }
 #pragma unroll
     for (int k = 0; k < held; ++k) {

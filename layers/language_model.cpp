@@ -2,7 +2,7 @@
 
 #include "adder/autograd/recompute.h"
 #include "adder/core/error.h"
-#include "adder/core/range.h"
+#include "adder/core/traced.h"
 #include "adder/kernels/cross_entropy.h"
 #include "adder/kernels/dropout.h"
 #include "adder/kernels/view.h"
@@ -52,20 +52,20 @@ Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, const Context& context) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(dropped(mixer(y, context), mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, Mamba2State& state,
                                         const Context& context) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(dropped(mixer(y, state, context), mixer_key, context), sum, context);
 }
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(mixer.step(y, state), sum, {});
 }
@@ -103,7 +103,7 @@ Tensor LanguageModel::loss(const Batch& given, Mode mode) const {
   const Context context{.mode = mode, .document = batch.document,
                         .position = batch.position ? clone(batch.position) : Tensor()};  // the caller's may move on
   const Tensor x = hidden(batch.tokens, context);
-  const Range range("loss");
+  const Traced traced("loss");
   return apply(LinearCrossEntropy{.x = x, .weight = head, .targets = batch.targets, .scale = batch.scale,
                                   .vocabulary = options.vocabulary, .z_loss = options.z_loss});
 }

@@ -1,7 +1,7 @@
 #include "adder/optim/adamw.h"
 
 #include "adder/core/error.h"
-#include "adder/core/range.h"
+#include "adder/core/traced.h"
 #include "adder/kernels/adamw.h"
 
 #include <array>
@@ -67,7 +67,7 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
         moments_.size(), params_.all().size());
   check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
   check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
-  const adder::Range range("optimizer");
+  const Traced traced("optimizer");
   params_.settle_gradients();
   sum_over_processes();
   const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
