@@ -1,7 +1,7 @@
 #include "adder/autograd/tape.h"
 
 #include "adder/core/error.h"
-#include "adder/core/range.h"
+#include "adder/core/traced.h"
 #include "adder/kernels/accumulate.h"
 
 #include <algorithm>
@@ -232,7 +232,7 @@ Tensor backward(const Tensor& loss) {
   check(loss.defined() && loss.count() == 1, "backward: a loss has one element, not {}",
         loss.defined() ? loss.count() : 0);
   check(static_cast<bool>(loss.link()), "backward: the loss was not recorded, no parameter leads to it");
-  const Range range("backward");
+  const Traced traced("backward");
   const Tensor one = full(loss.shape(), 1, loss.dtype(), loss.device());
   backward({&loss, 1}, {&one, 1});
   return loss.detach();

@@ -33,7 +33,7 @@ __device__ T element(float x) {
 /// n elements as they lie in memory, which move sixteen bytes at a time: of bf16 half the registers of the floats, and
 /// several can be on their way before the first is looked at.
 template <class T, int n = per_piece<T>>
-struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Piece {
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Lanes {
   unsigned word[n * sizeof(T) / 4];
 
   __device__ float operator[](int j) const {
@@ -67,10 +67,10 @@ struct Line {
   bool whole;  // pieces are aligned, and the length is a multiple of n
 
   /// Elements [j, j + n), those from `end` on zero; j is a multiple of n, `end` the length.
-  __device__ Piece<T, n> load(int j, int end) const {
-    Piece<T, n> x{};
+  __device__ Lanes<T, n> load(int j, int end) const {
+    Lanes<T, n> x{};
     if (whole) {
-      if (j < end) x = *reinterpret_cast<const Piece<T, n>*>(p + j);
+      if (j < end) x = *reinterpret_cast<const Lanes<T, n>*>(p + j);
     } else {
 #pragma unroll
       for (int c = 0; c < n; ++c)
@@ -79,19 +79,19 @@ struct Line {
     return x;
   }
   __device__ void load(int j, int end, float (&x)[n]) const {
-    const Piece<T, n> piece = load(j, end);
+    const Lanes<T, n> piece = load(j, end);
 #pragma unroll
     for (int c = 0; c < n; ++c) x[c] = piece[c];
   }
   /// Elements [j, min(j + n, end)) = x, added to what is there if `add`; rounded.
   __device__ void put(int j, int end, float (&x)[n], bool add = false) const {
     if (add) {
-      const Piece<T, n> before = load(j, end);
+      const Lanes<T, n> before = load(j, end);
 #pragma unroll
       for (int c = 0; c < n; ++c) x[c] += before[c];
     }
     if (whole) {
-      if (j < end) *reinterpret_cast<Piece<T, n>*>(p + j) = Piece<T, n>::of(x);
+      if (j < end) *reinterpret_cast<Lanes<T, n>*>(p + j) = Lanes<T, n>::of(x);
     } else {
 #pragma unroll
       for (int c = 0; c < n; ++c)
@@ -113,7 +113,7 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Piece<T, n>) == 0 && (piece == 1 || piece % n == 0);
+    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Lanes<T, n>) == 0 && (piece == 1 || piece % n == 0);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();
@@ -134,10 +134,10 @@ class Elements {
   __device__ Line<T, n> line(int64_t i) const { return {place(i).p, whole_}; }
 
   /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
-  __device__ Piece<T, n> load(int64_t i, int64_t end) const {
+  __device__ Lanes<T, n> load(int64_t i, int64_t end) const {
     Place at = place(i);
-    if (whole_ && i + n <= end) return *reinterpret_cast<const Piece<T, n>*>(at.p);
-    Piece<T, n> x{};
+    if (whole_ && i + n <= end) return *reinterpret_cast<const Lanes<T, n>*>(at.p);
+    Lanes<T, n> x{};
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       if (i + j < end) x.set(j, *at.p);
@@ -146,7 +146,7 @@ class Elements {
     return x;
   }
   __device__ void load(int64_t i, int64_t end, float (&x)[n]) const {
-    const Piece<T, n> p = load(i, end);
+    const Lanes<T, n> p = load(i, end);
 #pragma unroll
     for (int j = 0; j < n; ++j) x[j] = p[j];
   }
@@ -155,7 +155,7 @@ class Elements {
   __device__ void store(int64_t i, int64_t end, const float (&x)[n]) const {
     Place at = place(i);
     if (whole_ && i + n <= end) {
-      *reinterpret_cast<Piece<T, n>*>(at.p) = Piece<T, n>::of(x);
+      *reinterpret_cast<Lanes<T, n>*>(at.p) = Lanes<T, n>::of(x);
     } else {
 #pragma unroll
       for (int j = 0; j < n; ++j) {

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(32 * lanes, 3) walk(Operands<T> p, int64_t til
   T* const to = y(at.b * p.time + at.begin, at.c);
   const int32_t* const id = p.document ? p.document(at.b, at.begin) : nullptr;
   for (int t = 0; t < at.count; t += ahead<T>) {
-    Piece<T, n> x[ahead<T>];
+    Lanes<T, n> x[ahead<T>];
     int32_t document[ahead<T>];
 #pragma unroll
     for (int i = 0; i < ahead<T>; ++i) {

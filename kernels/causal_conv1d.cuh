@@ -35,7 +35,7 @@ struct Rows {
   __device__ T* operator()(int64_t row, int64_t column) const { return data + row * stride + column; }
   /// Whether walkers can read and write it.
   bool whole() const {
-    return reinterpret_cast<uintptr_t>(data) % alignof(Piece<T, n>) == 0 && stride % n == 0;
+    return reinterpret_cast<uintptr_t>(data) % alignof(Lanes<T, n>) == 0 && stride % n == 0;
   }
 };
 
@@ -104,16 +104,16 @@ struct Taps {
 };
 
 template <class T>
-__device__ Piece<T, n> read(const T* from) {
-  return *reinterpret_cast<const Piece<T, n>*>(from);
+__device__ Lanes<T, n> read(const T* from) {
+  return *reinterpret_cast<const Lanes<T, n>*>(from);
 }
 
 template <class T>
 __device__ void write(T* to, const float (&x)[n]) {
-  Piece<T, n> p{};
+  Lanes<T, n> p{};
 #pragma unroll
   for (int c = 0; c < n; ++c) p.set(c, element<T>(x[c]));
-  *reinterpret_cast<Piece<T, n>*>(to) = p;
+  *reinterpret_cast<Lanes<T, n>*>(to) = p;
 }
 
 /// A walker: its sequence, channels and tokens, and what it knows of the tokens behind it.
@@ -139,7 +139,7 @@ struct Walker {
 #pragma unroll
     for (int k = 1; k < width; ++k) {
       const bool exists = begin - k >= p.oldest();
-      const Piece<T, n> x = exists ? read(p.input(b, begin - k, c)) : Piece<T, n>{};
+      const Lanes<T, n> x = exists ? read(p.input(b, begin - k, c)) : Lanes<T, n>{};
 #pragma unroll
       for (int j = 0; j < n; ++j) past[k - 1][j] = x[j];
     }

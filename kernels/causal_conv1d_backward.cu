@@ -73,7 +73,7 @@ __device__ void walk_tile(const Backward<T>& p, Walker<T, width>& at, Sums<width
   T* const to_dx = p.dx(row, at.c);
   const int32_t* const id = in.document ? in.document(at.b, at.begin) : nullptr;
   for (int t = 0; t < stop; t += ahead<T>) {
-    Piece<T, n> x[ahead<T>], dy[ahead<T>];
+    Lanes<T, n> x[ahead<T>], dy[ahead<T>];
     int32_t document[ahead<T>];
 #pragma unroll
     for (int i = 0; i < ahead<T>; ++i) {
@@ -101,13 +101,13 @@ __device__ void walk_tile(const Backward<T>& p, Walker<T, width>& at, Sums<width
       sums.spread(w, g, taps, done);
       const int u = t + i - past;
       if (u >= last_inputs) {
-        const Piece<T, n> last = read(p.dfinal(at.b * past + at.begin + u - (in.time - past), at.c));
+        const Lanes<T, n> last = read(p.dfinal(at.b * past + at.begin + u - (in.time - past), at.c));
 #pragma unroll
         for (int j = 0; j < n; ++j) done[j] += last[j];
       }
       if (u >= 0 && p.dx) {
         if (p.add_to_dx) {
-          const Piece<T, n> before = read<T>(to_dx + u * p.dx.stride);
+          const Lanes<T, n> before = read<T>(to_dx + u * p.dx.stride);
 #pragma unroll
           for (int j = 0; j < n; ++j) done[j] += before[j];
         }

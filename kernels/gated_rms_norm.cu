@@ -44,11 +44,11 @@ __device__ int piece_start(int k) {
 }
 
 // max(z, -128): beyond it silu(z) is -0, and at -infinity z sigmoid(z) would be NaN. NaN stays NaN.
-__device__ void bound(Piece<float>& z) {
+__device__ void bound(Lanes<float>& z) {
 #pragma unroll
   for (unsigned& word : z.word) asm("max.NaN.f32 %0, %0, %1;" : "+r"(word) : "r"(0xc3000000u));
 }
-__device__ void bound(Piece<bf16>& z) {
+__device__ void bound(Lanes<bf16>& z) {
 #pragma unroll
   for (unsigned& word : z.word) asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(word) : "r"(0xc300c300u));
 }
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(most_threads) forward(Operands<T> p, Elements<
   for (int64_t row = blockIdx.x / p.groups; row < p.rows; row += step) {
     const int64_t start = (row * p.groups + group) * p.channels;
     const Line<T, n> line_y = p.y.line(start), line_z = p.z.line(start), to = out.line(start);
-    Piece<T> y[held], z[held];
+    Lanes<T> y[held], z[held];
     float x[held][n], squares[1] = {0};  // y silu(z), which is a factor of both forms
 #pragma unroll
     for (int k = 0; k < held; ++k) {
@@ -118,7 +118,7 @@ __device__ Channel channel(float y, float dout, float gate) {
 
 // The compiler shall unpack these again: the floats would not fit in the registers.
 template <class T, int held>
-__device__ void forget(Piece<T> (&x)[held]) {
+__device__ void forget(Lanes<T> (&x)[held]) {
 #pragma unroll
   for (int k = 0; k < held; ++k)
 #pragma unroll
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(most_threads) backward(Backward<T> p) {
   for (int64_t row = first; row < last; ++row) {
     const int64_t start = (row * in.groups + group) * in.channels;
     const Line<T, n> line_y = in.y.line(start), line_z = in.z.line(start), line_d = p.dout.line(start);
-    Piece<T> y[held], z[held], dout[held];
+    Lanes<T> y[held], z[held], dout[held];
     float open[held][n], sums[2] = {0, 0};  // sigmoid(z); v², d weight v
 #pragma unroll
     for (int k = 0; k < held; ++k) {

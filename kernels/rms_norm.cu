@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
   for (int k = 0; k < held; ++k) p.weight.line(0).load(piece_start(k), p.channels, weight[k]);
   for (int64_t i = blockIdx.x; i < p.rows; i += gridDim.x) {
     const int64_t start = i * p.channels;
-    Piece<T, n> x[held];
+    Lanes<T, n> x[held];
     float s[held][n] = {}, squares[1] = {0};
     if (p.x) {
 #pragma unroll
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(most_threads(held)) backward(Backward<T> p) {
   const int64_t last = min(p.rows, (int64_t{blockIdx.x} + 1) * p.rows_per_block);
   for (int64_t i = blockIdx.x * p.rows_per_block; i < last; ++i) {
     const int64_t start = i * p.channels;
-    Piece<T, n> dy[held];
+    Lanes<T, n> dy[held];
     float s[held][n], ds[held][n] = {}, sums[2] = {0, 0};  // s², dy weight s
 #pragma unroll
     for (int k = 0; k < held; ++k) {

@@ -2,7 +2,7 @@
 
 #include "adder/autograd/recompute.h"
 #include "adder/core/error.h"
-#include "adder/core/range.h"
+#include "adder/core/traced.h"
 #include "adder/kernels/cross_entropy.h"
 #include "adder/kernels/dropout.h"
 #include "adder/kernels/view.h"
@@ -53,7 +53,7 @@ Block::Block(Params p, const Mesh& mesh, const LanguageModelOptions& o)
 }
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, const Context& context) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   const Tensor out = mixer(y, context);
   if (forgets(context)) norm.forget(y, sum);
@@ -62,7 +62,7 @@ std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual,
 
 std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual, Mamba2State& state,
                                         const Context& context) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   const Tensor out = mixer(y, state, context);
   if (forgets(context)) norm.forget(y, sum);
@@ -70,7 +70,7 @@ std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual,
 }
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
-  const Range range(name);
+  const Traced traced(name);
   const auto [y, sum] = norm(x, residual);
   return feed_forward(mixer.step(y, state), sum, {});
 }
@@ -113,7 +113,7 @@ Tensor LanguageModel::loss(const Batch& given, Mode mode) const {
   const Context context{.mode = mode, .document = batch.document,
                         .position = batch.position ? clone(batch.position) : Tensor()};  // the caller's may move on
   const Tensor x = hidden(batch.tokens, context);
-  const Range range("loss");
+  const Traced traced("loss");
   return apply(LinearCrossEntropy{.x = x, .weight = head, .targets = batch.targets, .scale = batch.scale,
                                   .vocabulary = options.vocabulary, .z_loss = options.z_loss,
                                   .with_gradients = recording()});
@@ -131,8 +131,10 @@ Tensor LanguageModel::logits(const Tensor& x) const {
   return apply(Split{.x = all, .sizes = {options.vocabulary, options.table_rows() - options.vocabulary}})[0];
 }
 
-Tensor LanguageModel::forward(const Tensor& tokens, const Context& context) const {
-  return logits(hidden(tokens, context));
+Tensor LanguageModel::forward(const Tensor& tokens, const Context& given) const {
+  const Context context{.mode = given.mode, .document = to_device(given.document, device()),
+                        .position = to_device(given.position, device())};
+  return logits(hidden(to_device(tokens, device()), context));
 }
 
 LanguageModel::State LanguageModel::zero_state(int64_t batch) const {
@@ -146,7 +148,7 @@ Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
   check(tokens.rank() == 2 && tokens.size(1) > 0, "LanguageModel: a prompt {} is not [batch, time]",
         to_string(tokens.shape()));
-  Tensor x = embedding(tokens), residual;
+  Tensor x = embedding(to_device(tokens, device())), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto [y, sum] = blocks[i](x, residual, state[i], {});
     x = y, residual = sum;
@@ -159,7 +161,7 @@ Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
 Tensor LanguageModel::step(const Tensor& token, State& state) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
-  Tensor x = embedding(token), residual;
+  Tensor x = embedding(to_device(token, device())), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto [y, sum] = blocks[i].step(x, residual, state[i]);
     x = y, residual = sum;

@@ -1,7 +1,7 @@
 #include "adder/optim/adamw.h"
 
 #include "adder/core/error.h"
-#include "adder/core/range.h"
+#include "adder/core/traced.h"
 #include "adder/kernels/adamw.h"
 
 #include <array>
@@ -67,7 +67,7 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
         moments_.size(), params_.all().size());
   check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
   check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
-  const adder::Range range("optimizer");
+  const Traced traced("optimizer");
   params_.settle_gradients();
   sum_over_processes();
   const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
@@ -96,7 +96,7 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
   });
   params_.clear_gradients();
   in_a_row_before_ = std::exchange(in_a_row_, Later(control(controls_, AdamWControls::skipped_in_a_row)));
-  return clone(control(controls_, AdamWControls::norm));
+  return control(controls_, AdamWControls::norm);
 }
 
 int64_t AdamW::bytes() const {
@@ -105,10 +105,12 @@ int64_t AdamW::bytes() const {
   return sum;
 }
 
-Tensor AdamW::skipped() const { return clone(control(controls_, AdamWControls::skipped)); }
+Tensor AdamW::skipped() const { return control(controls_, AdamWControls::skipped); }
 
 int64_t AdamW::skipped_in_a_row() const {
-  return static_cast<int64_t>((in_a_row_.here() ? in_a_row_ : in_a_row_before_).value());
+  // A row of them is waited for, a step after a good one is not.
+  const bool exact = in_a_row_.here() || in_a_row_before_.value() > 0;
+  return static_cast<int64_t>((exact ? in_a_row_ : in_a_row_before_).value());
 }
 
 AdamW::Counts AdamW::counts() const {

@@ -47,7 +47,7 @@ Flags flags(Options& o) {
   flags.add("validation-context", o.validation_context,
             "of these, the first ones that only give context (not at a document's start)",
             {.min = 0, .may_change = true});
-  add_flags(flags, o.model);
+  add_flags(flags, o.model, &o.learning_rate);
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
   flags.add("batch", o.batch, "sequences a step", {.min = 1});
@@ -98,9 +98,12 @@ int main(int argc, char** argv) try {
   Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()},
                         {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
 
+  if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty()) run.say(slow);
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
   run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
+  const TrainingMemory memory(params, optimizer);
+  const int64_t first = data.step() + 1;
   while (data.step() < o.steps && !run.stopping()) {
     const double learning_rate = rate(data.step());
     Tensor loss = zeros({1}, DType::f32, run.device());
@@ -114,6 +117,7 @@ int main(int argc, char** argv) try {
     check(optimizer.skipped_in_a_row() < 10,
           "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
+    if (data.step() == first) run.log(data.step(), memory.parts());
     if (run.should_validate(data.step()))
       run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
     if (run.should_save(data.step())) checkpoint.save(data.step());
@@ -121,7 +125,6 @@ int main(int argc, char** argv) try {
   checkpoint.save(data.step());
 
   if (data.step() == o.steps) {  // to the end, not stopped
-    run.log(data.step(), training_memory(params, optimizer));
     run.say("validating on all held-out text");
     held_out.tokens = 0;  // all
     const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);

@@ -7,11 +7,12 @@ doctor() { said=$("$@" 2>&1) || fault "exit status $? of $*"; }
 says() { grep -qE -- "$1" <<<"$said" || fault "no \"$1\" in: $said"; }
 
 doctor "$recipes/doctor" --threads 1
-says '1 rank; '
+says '1 rank$'
+says "^$(hostname): (GPU 0: .* GiB, driver|no GPU|this adder was built without CUDA$)"
 says '^ +0 .* 1 +[0-9.]+ +[0-9.]+  '
 
 doctor mpirun -n 2 "$recipes/doctor" --threads $(($(nproc) + 1))
-says '2 ranks; '
+says '2 ranks$'
 says '^ +1 '
 for collective in all_reduce all_gather reduce_scatter broadcast shift; do
   says "^$collective +([0-9]+ us +[0-9.]+ GB/s *){3}$"

@@ -36,6 +36,11 @@ refuses 1 'cannot be cut into heads of 7' train "${small[@]}" --out heads --head
 after=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
 [[ $before == "$after" ]] || fault "a refused command changed the run folder"
 
+# A run that diverges says so, and saves nothing, though its tenth lost step is the last one and one to save.
+refuses 1 'step 11: the gradient was not finite ten times in a row, last with samples 40 to 43' train "${small[@]}" \
+  --out lost --learning-rate 1e30 --warmup 0 --clip 0 --steps 11 --save-every 11 --validate-every 0
+[[ -z $(ls lost/checkpoints 2>/dev/null) ]] || fault "a lost run saved $(ls lost/checkpoints)"
+
 # Bad text names file and line and leaves no shard.
 printf '{"text": "fine"}\n{"text": 5}\n' >bad.jsonl
 refuses 1 'bad.jsonl' train --text bad.jsonl --out bad
