@@ -41,8 +41,8 @@ struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Lanes {
     else return __uint_as_float(j % 2 == 0 ? word[j / 2] << 16 : word[j / 2] & 0xffff0000u);
   }
   /// x, rounded.
-  __device__ static Piece of(const float (&x)[n]) {
-    Piece p;
+  __device__ static Lanes of(const float (&x)[n]) {
+    Lanes p;
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int j = 0; j < n; ++j) p.word[j] = __float_as_uint(x[j]);
