@@ -49,7 +49,6 @@ __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
     const int64_t start = i * p.channels;
     Piece<T, n> x[held];
     float s[held][n] = {}, squares[1] = {0};
-#pragma unroll
     if (p.x) {
 #pragma unroll
       for (int k = 0; k < held; ++k) x[k] = p.x.line(start).load(piece_start(k), p.channels);
