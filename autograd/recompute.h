@@ -1,11 +1,11 @@
 // Recompute (activation checkpointing): less memory for more time, in two ways.
 //
 // recompute(f, x...) keeps a function's inputs instead of everything inside it, and runs it again in backward. The
-// function may read parameters and other leaves; what else was recorded must be an argument. Gradients are those without
-// recompute, bit for bit unless an argument has other consumers: then they add in another order.
+// function may read parameters and other leaves; what else was recorded must be an argument. Gradients are those
+// without recompute, bit for bit unless an argument has other consumers: then they add in another order.
 //
-// forget(y, f, x...) gives back the memory of one tensor that can be had again as f(x...) from what the tape keeps anyway.
-// Nothing is recorded twice, so gradients are always the same, bit for bit.
+// forget(y, f, x...) gives back the memory of one tensor, which can be had again as f(x...) from what the tape keeps
+// anyway. Nothing is recorded twice, so gradients are always the same, bit for bit.
 #pragma once
 
 #include "adder/autograd/tape.h"
@@ -45,9 +45,9 @@ auto recompute(F f, const X&... x) {
 }
 
 /// Gives the memory of y back until somebody asks for its elements, as backward does, and makes them again as f(x...):
-/// the same bits. Called once all that reads y in the forward pass is queued. y must be all of its storage, and x, whose
-/// memory is held until then, what the tape holds anyway, not y or a view of it. A tensor that is not recorded is left
-/// as it is.
+/// the same bits. Called once all that reads y in the forward pass is queued. y must be all of its storage; x, whose
+/// memory is held until then, should be what the tape holds anyway, and not y or a view of it. A tensor that is not
+/// recorded is left as it is.
 template <class F, class... X>
 void forget(const Tensor& y, F f, const X&... x) {
   if (!y.link()) return;

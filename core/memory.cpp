@@ -18,8 +18,8 @@ void give_back_block(Cpu, void* block) { std::free(block); }
 
 namespace {
 
-// Sizes are rounded up to eighths of a power of two, large ones to 2 MiB: at most 12.5 % is wasted, and of what is large
-// next to nothing, and blocks of near sizes are shared.
+// Sizes are rounded up to eighths of a power of two, but to 2 MiB at most: blocks of near sizes are shared, and at most
+// 12.5 % is wasted, of large ones next to nothing.
 int64_t rounded(int64_t bytes) {
   const uint64_t least = std::max<uint64_t>(64, static_cast<uint64_t>(bytes));
   const uint64_t step = std::clamp<uint64_t>(std::bit_floor(least) / 8, 64, uint64_t{2} << 20);
@@ -118,7 +118,7 @@ void* Storage::made_again() {
   const std::lock_guard lock(again_->mutex);
   if (void* const block = data_) return block;  // another thread was here first
   const std::shared_ptr<Storage> made = again_->make();
-  check(made != nullptr && made.get() != this && made.use_count() == 1 && made->bytes_ == bytes_ && made->device_ == device_,
+  check(made && made.get() != this && made.use_count() == 1 && made->bytes_ == bytes_ && made->device_ == device_,
         "memory: what was made again in place of {} bytes is {}", bytes_,
         made == nullptr ? "nothing" : fmt::format("{} bytes held by {}", made->bytes_, made.use_count()));
   void* const block = made->data();

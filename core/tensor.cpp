@@ -26,7 +26,7 @@ void Tensor::give_back(std::function<Tensor()> make) const {
         "a tensor {} that is not all of its storage cannot be given back", to_string(shape_));
   storage_->give_back([make = std::move(make), type = dtype_, shape = shape_] {
     const Tensor made = make();
-    check(made.defined() && made.dtype() == type && made.count() == shape.count() && made.offset_ == 0 && made.contiguous(),
+    check(made && made.dtype() == type && made.count() == shape.count() && made.offset_ == 0 && made.contiguous(),
           "what was made again is not the {} tensor {} that was given back", name(type), to_string(shape));
     return made.storage_;  // outlives `made`, the only other holder
   });

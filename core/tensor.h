@@ -78,8 +78,8 @@ class Tensor {
   Tensor with_link(Link link) const;
 
   /// Gives the memory back until an element is asked for; then `make` must return the same elements in a tensor that
-  /// nobody else holds. Views, older ones too, share that. The tensor must be all of its storage, and nothing that `make`
-  /// holds may be a view of it. While the tape records, call forget() of autograd/recompute.h.
+  /// nobody else holds. Views, older ones too, share that. The tensor must be all of its storage, and nothing that
+  /// `make` holds may be a view of it. For what the tape keeps there is forget() in autograd/recompute.h.
   void give_back(std::function<Tensor()> make) const;
 
   /// Whether another handle shares the memory.

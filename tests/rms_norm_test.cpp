@@ -176,6 +176,19 @@ TEST_CASE("rms_norm: NaN in one row reaches no other, and ten runs are equal bit
   }
 }
 
+TEST_CASE("rms_norm: y made again from s has the same bits", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t channels = GENERATE(1, 7, 72, 768, 1001);
+  const bool residual = GENERATE(false, true);
+  const auto there = [&](uint64_t seed, const Shape& shape) {
+    return to_device(random_normal(shape, seed, 1, 0, DType::f32), place.device);
+  };
+  const Tensor w = there(3, {channels}), x = to(there(1, {5, channels}), place.type);
+  fill(x.slice_first(1, 2), -0.0);
+  const auto [y, s] = apply(RmsNorm{.x = x, .residual = residual ? there(2, {5, channels}) : Tensor(), .weight = w});
+  CHECK(bitwise_equal(rms_norm_again({.sum = s, .weight = w, .eps = 1e-5, .type = y.dtype()}), y));
+}
+
 TEST_CASE("rms_norm: beside bf16 the stream and the weight are f32") {
   const Tensor x({2, 3}, DType::bf16), w({3}, DType::bf16), r({2, 3}, DType::bf16);
   CHECK_THROWS_WITH(apply(RmsNorm{.x = x, .residual = {}, .weight = w}),

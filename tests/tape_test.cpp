@@ -286,8 +286,8 @@ TEST_CASE("forget: the memory is gone until somebody asks, then it is made again
 }
 
 TEST_CASE("forget: backward makes again what it reads, frees it, and gives the same gradients") {
-  const Tensor x = leaf(random_normal({64, 64}, 1)), v = leaf(random_normal({64, 64}, 2)), w = leaf(random_normal({64, 64}, 3));
-  const Tensor dz = random_normal({64, 64}, 4);
+  const auto random = [](uint64_t seed) { return random_normal({64, 64}, seed); };
+  const Tensor x = leaf(random(1)), v = leaf(random(2)), w = leaf(random(3)), dz = random(4);
   const int64_t one = 64 * 64 * 8;
   std::vector<Tensor> expected;
   for (const bool forgets : {false, true}) {
@@ -358,7 +358,8 @@ TEST_CASE("forget: a function that throws is called again, one that makes someth
   forget(v, [held](const Tensor&) { return held; }, x);
   CHECK_THROWS_WITH(to_host(v), ContainsSubstring("held by"));
   CHECK(item(held.slice_first(0, 1)) == 2);
-  CHECK_THROWS_WITH(y.slice_first(0, 2).give_back([] { return Tensor(); }), ContainsSubstring("not all of its storage"));
+  CHECK_THROWS_WITH(y.slice_first(0, 2).give_back([] { return Tensor(); }),
+                    ContainsSubstring("not all of its storage"));
 }
 
 TEST_CASE("forget: many threads that ask at once get one block") {
