@@ -113,7 +113,8 @@ class Elements {
     if (!t) return;
     data_ = t.data<T>();
     count_ = t.count();
-    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Lanes<T, n>) == 0 && (piece == 1 || piece % n == 0);
+    whole_lines_ = piece % n == 0;
+    whole_ = reinterpret_cast<uintptr_t>(data_) % alignof(Lanes<T, n>) == 0 && (piece == 1 || whole_lines_);
     if (t.contiguous()) return;
     row_ = t.row();
     pitch_ = t.pitch();
@@ -131,7 +132,7 @@ class Elements {
   __device__ T* operator()(int64_t i) const { return place(i).p; }
 
   /// The row, of as many elements as `piece` said, that starts at element i.
-  __device__ Line<T, n> line(int64_t i) const { return {place(i).p, whole_}; }
+  __device__ Line<T, n> line(int64_t i) const { return {place(i).p, whole_ && whole_lines_}; }
 
   /// Elements [i, i + n), those from `end` on zero. i is a multiple of n, counted from the row that `piece` named.
   __device__ Lanes<T, n> load(int64_t i, int64_t end) const {
@@ -198,7 +199,7 @@ class Elements {
   int64_t count_ = 0;
   int64_t row_ = std::numeric_limits<int64_t>::max(), pitch_ = 0;
   uint64_t magic_ = 0;
-  bool whole_ = false;
+  bool whole_ = false, whole_lines_ = false;
 };
 
 /// Calls f(T{}) with the type of a dtype that the GPU computes in: float, or bf16 with arithmetic in float.

@@ -43,7 +43,7 @@ struct Case {
     const std::array all{to.x, to.dt, to.A_log, to.B, to.C, to.D, to.z, to.dt_bias, to.initial_state};
     for (const Tensor& t : all)
       if (t) fill(t, -7);
-    ssd::recurrent_backward(Cuda{}, op, dy, dlast, to, scratch);
+    ssd::recurrent_backward(Cuda{compute_stream()}, op, dy, dlast, to, scratch);
     std::vector<Tensor> result;
     for (const Tensor& t : all)
       if (t) result.push_back(to_device(t, Device::cpu));
@@ -86,7 +86,7 @@ TEST_CASE("cuda ssd token by token: scratch of backward stays below 1 GiB, where
   const Case c(size, 0, true);
   reset_peak(Device::cuda);
   const int64_t before = memory_use(Device::cuda).in_use;
-  ssd::recurrent_backward(Cuda{}, c.op, c.dy, c.dlast, c.to);
+  ssd::recurrent_backward(Cuda{compute_stream()}, c.op, c.dy, c.dlast, c.to);
   const int64_t scratch = memory_use(Device::cuda).peak - before;
   CHECK(scratch < int64_t{1} << 30);
   CHECK(scratch > int64_t{1} << 27);  // all rows, or as many as fit, at a time
