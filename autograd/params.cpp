@@ -29,7 +29,7 @@ struct Params::Arena {
   std::vector<Tensor> leaves;
 
   using Flat = Tensor ParamBlock::*;
-  /// What lies in `to` where the view lies in `from`; undefined if it lies elsewhere.
+  /// What lies in `to` where the contiguous view lies in `from`; undefined if it lies elsewhere.
   Tensor counterpart(const Tensor& view, Flat from, Flat to) const {
     for (const ParamBlock& block : blocks) {
       const Tensor& flat = block.*from;
@@ -181,8 +181,10 @@ int64_t Params::count() const {
 }
 
 Tensor Params::master(const Tensor& tensor) const {
-  const Tensor master = arena_->counterpart(tensor, &ParamBlock::rounded, &ParamBlock::values);
-  return master ? master : tensor.detach();
+  check(tensor.contiguous(), "Params: {} is no whole parameter and no rows of one", to_string(tensor.shape()));
+  for (const Arena::Flat from : {&ParamBlock::values, &ParamBlock::rounded})
+    if (const Tensor master = arena_->counterpart(tensor, from, &ParamBlock::values)) return master;
+  fail("Params: {} {} is no parameter of this model", name(tensor.dtype()), to_string(tensor.shape()));
 }
 
 void Params::round() const {

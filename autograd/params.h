@@ -100,7 +100,8 @@ class Params {
   DType dtype() const;
   DType compute() const;
   Device device() const;
-  /// The master of a tensor that create() or create_packed() returned, off the tape: itself, unless it is a copy.
+  /// The master of a tensor that create() or create_packed() returned, or of rows of it, off the tape: itself, unless
+  /// it is a copy. Throws if the tensor belongs to another arena.
   Tensor master(const Tensor& tensor) const;
   /// Makes the rounded copies anew, after masters were written.
   void round() const;

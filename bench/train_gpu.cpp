@@ -62,6 +62,7 @@ int main(int argc, char** argv) try {
   const layers::LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, run.mesh());
   const auto data = batches(o, run.device());
+  const TrainingMemory memory(params, optimizer);
 
   // As in a recipe the host stays one step ahead of a GPU: a step ends when its loss arrives, while the next one runs. So
   // there is one step more than is timed. To queue a step takes longer where the GPU's queue is full.
@@ -87,11 +88,16 @@ int main(int argc, char** argv) try {
   const double flops = o.model.training_flops(), total = tokens * flops / 1e12;
   fmt::print("{}, {}; {} parameters, {} x {} tokens a step in {} micro-batches\n", run.device() == Device::cuda ? describe_gpu() : "CPU", name(run.dtype()),
              grouped(params.count()), o.batch, o.time, data.size());
+  if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty())
+    fmt::print("{}\n", slow);
   fmt::print("step          {:10.2f} ms   median of {} ({:.2f} to {:.2f}); queued in {:.2f} ms\n", median * 1e3, seconds.size(),
              seconds.front() * 1e3, seconds.back() * 1e3, queueing / static_cast<double>(o.steps) * 1e3);
   fmt::print("tokens/s      {:>10}\n", grouped(static_cast<int64_t>(tokens)));
   fmt::print("model TFLOP/s {:10.1f}      {:.3f} GFLOP a token; {:.1f} % of {} TFLOP/s\n", total, flops / 1e9, 100 * total / o.peak, o.peak);
-  for (const Logged& part : training_memory(params, optimizer)) fmt::print("{:<20} {:6.2f} GiB\n", part.name, part.value.value());
+  // As others count it: 6 for each parameter, a tied table once, and nothing for the SSD.
+  const double six_n = 6 * static_cast<double>(params.count()) * tokens / 1e12;
+  fmt::print("6N TFLOP/s    {:10.1f}      {:.1f} % of {} TFLOP/s\n", six_n, 100 * six_n / o.peak, o.peak);
+  for (const Logged& part : memory.parts()) fmt::print("{:<20} {:6.2f} GiB\n", part.name, part.value.value());
   fmt::print("loss {:.4f} after {} steps on the same tokens\n", loss_value, o.warmup + o.steps);
 } catch (...) {
   return adder::exit_status();

@@ -1,30 +1,57 @@
-# The CUDA backend is built where it is wanted and nvcc is found; ADDER_CUDA says so from here on.
-if(ADDER_CUDA)
-  include(CheckLanguage)
-  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
-    set(ENV{CUDACXX} /usr/local/cuda/bin/nvcc)  # where NVIDIA's packages put it, seldom on the path
-  endif()
-  check_language(CUDA)
-  if(NOT CMAKE_CUDA_COMPILER)
-    message(STATUS "CUDA: no nvcc here, so this build runs on the CPU")
-    set(ADDER_CUDA OFF)
-  endif()
-endif()
-if(NOT ADDER_CUDA)
+# Whether the CUDA backend is built: with ADDER_CUDA=AUTO, where nvcc, its libraries and the machine's GPU, if it has
+# one, are fit for it. What is not ends the configuration only if ADDER_CUDA was ON.
+set(wanted ${ADDER_CUDA})
+set(ADDER_CUDA OFF)
+if(NOT wanted AND NOT wanted STREQUAL AUTO)
   return()
 endif()
 
+macro(no_cuda reason)
+  unset(CMAKE_CUDA_COMPILER CACHE)  # the next configuration looks again
+  if(NOT wanted STREQUAL AUTO)
+    message(FATAL_ERROR "ADDER_CUDA is ${wanted}, but ${reason}")
+  endif()
+  message(STATUS "CUDA: ${reason}, so this build runs on the CPU")
+  return()
+endmacro()
+
 # One architecture: the machine's own, else Hopper. "90a-real" makes machine code alone and lets kernels use wgmma; the
 # shorthand -arch=sm_90a would add a pass that rejects it.
-if(NOT CMAKE_CUDA_ARCHITECTURES)
+set(architectures ${CMAKE_CUDA_ARCHITECTURES})
+if(NOT architectures)
+  set(architectures 90a-real)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE capability ERROR_QUIET RESULT_VARIABLE status)
-  set(architecture 90a-real)
   if(status EQUAL 0 AND capability MATCHES "^([0-9]+)\\.([0-9]+)" AND NOT CMAKE_MATCH_0 STREQUAL "9.0")
-    set(architecture ${CMAKE_MATCH_1}${CMAKE_MATCH_2}-real)
+    set(architectures ${CMAKE_MATCH_1}${CMAKE_MATCH_2}-real)
+    if(CMAKE_MATCH_0 VERSION_LESS 8.0)
+      no_cuda("the GPU here has compute capability ${CMAKE_MATCH_0}, not 8.0 or higher")
+    endif()
   endif()
-  set(CMAKE_CUDA_ARCHITECTURES ${architecture} CACHE STRING "GPU architectures")
 endif()
+
+include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
+  set(ENV{CUDACXX} /usr/local/cuda/bin/nvcc)  # where NVIDIA's packages put it, seldom on the path
+endif()
+set(ENV{CUDAARCHS} "${architectures}")  # the check compiles for them
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  no_cuda("there is no nvcc here that compiles a test for ${architectures}")
+endif()
+execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE version ERROR_QUIET)
+if(NOT version MATCHES "release ([0-9]+\\.[0-9]+)" OR CMAKE_MATCH_1 VERSION_LESS 12)
+  no_cuda("${CMAKE_CUDA_COMPILER} is not nvcc 12 or newer")
+endif()
+find_package(CUDAToolkit QUIET)
+foreach(library cudart cublasLt nvtx3)
+  if(NOT TARGET CUDA::${library})
+    no_cuda("the CUDA toolkit here lacks ${library}")
+  endif()
+endforeach()
+
+set(ADDER_CUDA ON)
+set(CMAKE_CUDA_ARCHITECTURES ${architectures} CACHE STRING "GPU architectures")
 if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()

@@ -11,8 +11,11 @@ void no_cuda() { fail("this adder was built without CUDA: use the device cpu, or
 
 #ifndef ADDER_WITH_CUDA  // otherwise in device_cuda.cpp
 int gpu_count() { return 0; }
+std::string gpu_fault() { return {}; }
 void choose_gpu(int) { no_cuda(); }
 std::string describe_gpu() { no_cuda(); }
+std::string describe_gpu(int) { no_cuda(); }
+std::string gpu_name() { no_cuda(); }
 CUstream_st* compute_stream() { no_cuda(); }
 CUstream_st* communication_stream() { no_cuda(); }
 CUstream_st* copy_stream() { no_cuda(); }

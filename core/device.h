@@ -34,12 +34,18 @@ const char* name(Device device);
 
 /// GPUs that answer; 0 in a build without CUDA.
 int gpu_count();
+/// Why none answers, though there is a driver; otherwise empty.
+std::string gpu_fault();
 /// The GPU of this process, to be chosen before the first tensor on it, by the rank on this host; GPU 0 otherwise.
 void choose_gpu(int index);
-/// The chosen one: "NVIDIA H100 80GB HBM3, 79.2 GiB, driver for CUDA 13.0, runtime 13.0".
+/// The chosen one, or one of those that answer: "NVIDIA H100 80GB HBM3, 79.2 GiB, driver for CUDA 13.0, runtime 13.0".
 std::string describe_gpu();
+std::string describe_gpu(int index);
+/// The chosen one's name: "NVIDIA H100 80GB HBM3".
+std::string gpu_name();
 
-/// The stream that kernels of this process run on, and those of collectives and of copies beside the kernels. Memory
+/// The stream that kernels of this process run on (the first call opens the GPU, and throws if this build is made for
+/// another kind of it), and those of collectives and of copies beside the kernels. Memory
 /// that is let go may be handed out at once for later work on the compute stream: who reads or writes it on another
 /// stream makes the compute stream wait before letting go.
 CUstream_st* compute_stream();

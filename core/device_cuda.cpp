@@ -28,10 +28,46 @@ struct Gpu {
   Stream compute, communication, copy;
 };
 
+cudaDeviceProp properties(int device) {
+  cudaDeviceProp result{};
+  check(cudaGetDeviceProperties(&result, device), "the properties of the GPU");
+  return result;
+}
+
+void check_architecture(int device) {
+  const cudaError_t status = load_kernels();
+  const cudaDeviceProp gpu = properties(device);
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction)
+    fail("this adder was built for another GPU architecture ({}; {} has {}.{}): build it on this machine",
+         architectures(), gpu.name, gpu.major, gpu.minor);
+  check(status, "the kernels of this build");
+}
+
+// How the driver answered when it was asked for GPUs.
+struct Answer {
+  int gpus = 0;
+  std::string fault = {};
+};
+
+const Answer& answer() {
+  static const Answer found = [] {
+    int gpus = 0, driver = 0;
+    const cudaError_t status = cudaGetDeviceCount(&gpus);
+    if (status == cudaSuccess) return Answer{.gpus = gpus};
+    cudaGetLastError();
+    // Where there is no driver, the driver counts as too old.
+    const bool has_driver = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+    if (status == cudaErrorNoDevice || (status == cudaErrorInsufficientDriver && !has_driver)) return Answer{};
+    return Answer{.fault = cudaGetErrorString(status)};
+  }();
+  return found;
+}
+
 Gpu open_gpu() {
   in_use = true;
   const int device = chosen;
   check(cudaSetDevice(device), "the choice of the GPU");
+  check_architecture(device);
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "the priorities of CUDA streams");
   return {device, new_stream(least), new_stream(greatest), new_stream(least)};
@@ -62,15 +98,8 @@ void check_launch(cudaError_t status, const void* kernel, std::source_location a
 
 void fail(const char* sentence, std::source_location at) { throw Error(sentence, at); }
 
-int gpu_count() {
-  static const int count = [] {
-    int n = 0;
-    if (cudaGetDeviceCount(&n) == cudaSuccess) return n;
-    cudaGetLastError();
-    return 0;
-  }();
-  return count;
-}
+int gpu_count() { return answer().gpus; }
+std::string gpu_fault() { return answer().fault; }
 
 void choose_gpu(int index) {
   check(index >= 0 && index < gpu_count(), "GPU {} of {}", index, gpu_count());
@@ -78,15 +107,17 @@ void choose_gpu(int index) {
   chosen = index;
 }
 
-std::string describe_gpu() {
-  cudaDeviceProp gpu_properties{};
+std::string gpu_name() { return properties(chosen).name; }
+std::string describe_gpu() { return describe_gpu(chosen); }
+
+std::string describe_gpu(int index) {
+  const cudaDeviceProp gpu = properties(index);
   int driver = 0, runtime = 0;
-  check(cudaGetDeviceProperties(&gpu_properties, chosen), "the properties of the GPU");
   check(cudaDriverGetVersion(&driver), "the version of the driver");
   check(cudaRuntimeGetVersion(&runtime), "the version of CUDA");
   const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
-  return fmt::format("{}, {:.1f} GiB, driver for CUDA {}, runtime {}", gpu_properties.name,
-                     static_cast<double>(gpu_properties.totalGlobalMem) / (1 << 30), version(driver), version(runtime));
+  return fmt::format("{}, {:.1f} GiB, driver for CUDA {}, runtime {}", gpu.name,
+                     static_cast<double>(gpu.totalGlobalMem) / (1 << 30), version(driver), version(runtime));
 }
 
 CUstream_st* compute_stream() { return gpu().compute.get(); }

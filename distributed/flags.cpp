@@ -153,21 +153,30 @@ void Flags::parse(int argc, const char* const* argv) {
     refuse_unknown(dashed, dashed.substr(std::min(dashed.find_first_not_of('-'), dashed.size())));
   }
 
-  std::vector<Given> given;
-  if (config->count() > 0) given = read_config(config->results().back());
+  if (config->count() > 0) assign(read_config(config->results().back()));
+  std::vector<Given> here;
   for (size_t i = 0; i < flags_.size(); ++i)
-    if (options[i]->count() > 0) given.push_back({i, "--" + flags_[i].name, options[i]->results()});
-  std::vector<bool> seen(flags_.size());
+    if (options[i]->count() > 0) here.push_back({i, "--" + flags_[i].name, options[i]->results()});
+  assign(here);
+  for (const Flag& flag : flags_)
+    check_usage(flag.given || !flag.rules.required, "--{} must be given: {}", flag.name, flag.help);
+}
+
+bool Flags::given(std::string_view name) const {
+  const Flag* const flag = find(name);
+  check(flag != nullptr, "there is no flag --{}", name);
+  return flag->given;
+}
+
+void Flags::assign(const std::vector<Given>& from_one_place) {
   for (const bool presets : {true, false})
-    for (const Given& g : given) {
-      const Flag& flag = flags_[g.flag];
+    for (const Given& g : from_one_place) {
+      Flag& flag = flags_[g.flag];
       if (static_cast<bool>(flag.rules.preset) != presets) continue;
       assign(flag, g);
       if (presets) flag.rules.preset();
-      seen[g.flag] = true;
+      flag.given = true;
     }
-  for (size_t i = 0; i < flags_.size(); ++i)
-    check_usage(seen[i] || !flags_[i].rules.required, "--{} must be given: {}", flags_[i].name, flags_[i].help);
 }
 
 std::vector<Flags::Given> Flags::read_config(const std::string& path) const {

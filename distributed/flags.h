@@ -35,8 +35,8 @@ struct FlagRules {
   std::vector<std::string> choices = {};      // strings: one of these
   bool required = false;                      // must be given
   bool may_change = false;                    // a resumed run may have another value: it does not change the result
-  std::function<void()> preset = {};          // called when it is given, after it and before any other flag is assigned:
-                                              // gives other options their defaults
+  std::function<void()> preset = {};          // called when it is given: gives other options their defaults; those
+                                              // given in the same place, file or command line, are assigned after it
 };
 
 /// A flag whose value is not that of the saved run.
@@ -62,6 +62,8 @@ class Flags {
 
   /// Assigns the options. Throws UsageError with one sentence that names the flag, or HelpShown.
   void parse(int argc, const char* const* argv);
+  /// Whether it was on the command line or in the config file.
+  bool given(std::string_view name) const;
   /// What --help shows: `width` columns wide, `program` is argv[0].
   std::string help(std::string_view program, size_t width = 100) const;
 
@@ -78,6 +80,7 @@ class Flags {
     FlagRules rules;
     Target target;
     FlagValue initial;
+    bool given = false;
     bool is_yes_no() const { return std::holds_alternative<bool*>(target); }
     bool is_list() const { return std::holds_alternative<std::vector<std::string>*>(target); }
     FlagValue value() const;
@@ -92,6 +95,7 @@ class Flags {
   const Flag* find(std::string_view name) const;
   void refuse_unknown(std::string_view where, std::string_view name) const;  // throws, suggesting the nearest name
   std::vector<Given> read_config(const std::string& path) const;
+  void assign(const std::vector<Given>& from_one_place);
   static void assign(const Flag& flag, const Given& given);
   static std::string describe(const Flag& flag);
 

@@ -103,25 +103,35 @@ void Run::add_flags() {
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
   flags_.add("threads", options_.threads, "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
-  flags_.add("device", options_.device, "where to compute; otherwise on a GPU if one answers",
+  flags_.add("device", options_.device,
+             options_.device.empty() ? "where to compute; otherwise on a GPU if one answers" : "where to compute",
              {.choices = {"cpu", "cuda"}, .may_change = true});
-  flags_.add("dtype", options_.dtype, "of activations and products; otherwise bf16 on a GPU, f32 on the CPU",
+  flags_.add("dtype", options_.dtype,
+             options_.dtype.empty() ? "of activations and products; otherwise bf16 on a GPU, f32 on the CPU"
+                                    : "of activations and products; bf16 on a GPU alone",
              {.choices = {"f32", "bf16"}, .may_change = true});
   flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = true});
 }
 
 void Run::choose_device() {
-  if (options_.device.empty()) options_.device = gpu_count() > 0 ? "cuda" : "cpu";
-  if (device() == Device::cuda) {
+  // Only what the user asked for is refused; what the program would rather have gives way. Several processes, whose
+  // hosts may have GPUs or not, choose alike.
+  const bool several = mesh_.world.size() > 1;
+  if (device() == Device::cuda && flags_.given("device")) {
     check_usage(built_with_cuda, "--device cuda: this adder was built without CUDA");
-    check_usage(gpu_count() > 0, "--device cuda: no GPU answers");
-    check_usage(mesh_.world.size() == 1, "--device cuda: {} processes cannot share a training on GPUs yet; --device cpu "
-                "trains on their processors", mesh_.world.size());
-    const auto hosts = mesh_.world.exchange(host_name());  // by the rank on this host
-    choose_gpu(static_cast<int>(std::count(hosts.begin(), hosts.begin() + mesh_.world.rank(), host_name())));
+    check_usage(!several, "--device cuda: {} processes cannot share a training on GPUs yet; --device cpu trains on "
+                "their processors", mesh_.world.size());
+    check_usage(gpu_count() > 0, "--device cuda: no GPU answers{}{}", gpu_fault().empty() ? "" : ": ", gpu_fault());
+  } else if (options_.device != "cpu") {
+    options_.device = gpu_count() > 0 && !several ? "cuda" : "cpu";
+    if (!gpu_fault().empty()) say("no GPU answers: " + gpu_fault());
+    if (gpu_count() > 0 && several) say("several processes compute on the CPU: collectives on GPUs are not there yet");
   }
+  if (device() == Device::cuda) compute_stream();  // opens the GPU: what is wrong with it is said now
+  const bool bf16_here = dtype() == DType::f32 || device() == Device::cuda;
+  check_usage(bf16_here || !flags_.given("dtype"), "--dtype bf16 needs a GPU: the CPU computes in f32");
   if (options_.dtype.empty()) options_.dtype = device() == Device::cuda ? "bf16" : "f32";
-  check_usage(dtype() == DType::f32 || device() == Device::cuda, "--dtype bf16 needs a GPU: the CPU computes in f32");
+  if (!bf16_here) options_.dtype = "f32";
   allow_tf32(options_.tf32);
 }
 
@@ -152,7 +162,7 @@ void Run::open_folder() {
   check_usage(changes.empty(), "the run in {} cannot go on with other flags: {}; give the old value, another --out, or "
               "--fresh to start anew", options_.out, changes);
   for (const FlagDifference& d : flags_.differences(saved, true))
-    if (!d.saved.empty() && (d.name == "device" || d.name == "dtype"))
+    if (!d.saved.empty() && (d.name == "device" || d.name == "dtype" || d.name == "tf32"))
       changes_ += fmt::format(", with --{} {} instead of {}", d.name, d.now, d.saved);
 }
 
@@ -160,6 +170,12 @@ void Run::start(const RunStart& start) {
   start_ = start;
   step_ = start.step;
   last_step_ = next_drawing_ = Clock::now();
+  const int64_t processes = mesh_.world.size();
+  say(device() == Device::cuda
+          ? fmt::format("computing on {} in {}", gpu_name(), name(dtype()))
+          : fmt::format("computing on the CPU in {}, {}{} thread{}", name(dtype()),
+                        processes > 1 ? fmt::format("{} processes of ", processes) : "", options_.threads,
+                        options_.threads == 1 ? "" : "s"));
   if (!folder_) return;
   std::vector<std::string> devices{fmt::format("cpu: {}, {} cores", processor_name(), allowed_cores())};
   if (device() == Device::cuda) devices.insert(devices.begin(), "cuda: " + describe_gpu());

@@ -1,8 +1,8 @@
 // Run: one process of a program from its command line to its end. It knows device, threads, mesh, run folder and log.
 // Of several processes, started by mpirun, the first prints and keeps the run folder; the others are silent.
 //
-// A run computes on a GPU if one answers, and there in bf16; otherwise on the CPU in f32. Both may change when it goes
-// on: checkpoints hold f32 masters.
+// A run of one process computes on a GPU if one answers, and there in bf16; otherwise on the CPU in f32. Both may
+// change when it goes on: checkpoints hold f32 masters.
 //
 //   int main(int argc, char** argv) try {
 //     Options o;
@@ -44,8 +44,8 @@ struct RunOptions {
   std::string out = {};         // --out: the run folder. Empty: the program keeps none, and has only the next three
   int64_t seed = 1;             // --seed
   int64_t threads = 0;          // --threads; 0: the cores it may use, shared among the ranks there; or OMP_NUM_THREADS
-  std::string device = {};      // --device, cpu or cuda; empty: a GPU if one answers
-  std::string dtype = {};       // --dtype, f32 or bf16; empty: bf16 on a GPU, f32 on the CPU
+  std::string device = {};      // --device, cpu or cuda; cuda or empty: a GPU if one answers
+  std::string dtype = {};       // --dtype, f32 or bf16; empty: bf16 on a GPU, f32 on the CPU (so is bf16 there)
   bool tf32 = false;            // --tf32
   bool fresh = false;           // --fresh
   std::string time_limit = {};  // --time-limit
@@ -86,7 +86,8 @@ class Run {
   bool fresh() const { return options_.fresh; }
   const Flags& flags() const { return flags_; }
 
-  /// Writes run.json, cuts the metrics after `start.step`, starts the clock. Until here nothing was overwritten.
+  /// Writes run.json, cuts the metrics after `start.step`, says where it computes, starts the clock. Until here nothing
+  /// was overwritten.
   void start(const RunStart& start);
   /// Whether to end before the last step: Ctrl-C, SIGTERM, SIGUSR1, a file `stop` in the run folder or --time-limit
   /// (counted from the construction). Agreed by all ranks, so every rank asks once a step.
@@ -130,7 +131,7 @@ class Run {
   std::optional<Stop> stop_;          // while it lives, signals do not kill: a program without a folder has none
   StopCause cause_ = StopCause::none;
   RunStart start_;
-  std::string changes_;               // of device and dtype, since the run was saved
+  std::string changes_;               // of device, dtype and tf32, since the run was saved
   std::optional<std::pair<int64_t, std::vector<Logged>>> pending_;  // step and values of a line not written yet
   int64_t step_ = 0;
   Progress progress_;

@@ -50,7 +50,7 @@ std::vector<std::vector<int32_t>> generate(const LanguageModel& model, const Ten
   std::vector<int32_t> next(static_cast<size_t>(batch));
   for (int64_t i = 0; i < options.tokens; ++i) {
     const Tensor logits = i == 0 ? prefill(model, prompt, state)
-                                 : model.step(from_host({batch}, next, prompt.device()), state);
+                                 : model.step(from_host({batch}, next), state);
     const std::vector<double> rows = to_host(logits);
     for (int64_t s = 0; s < batch; ++s) {
       Sequence& sequence = sequences[static_cast<size_t>(s)];

@@ -119,7 +119,11 @@ Tensor LanguageModel::logits(const Tensor& x) const {
   return apply(Split{.x = all, .sizes = {options.vocabulary, options.table_rows() - options.vocabulary}})[0];
 }
 
-Tensor LanguageModel::forward(const Tensor& tokens, const Context& context) const { return logits(hidden(tokens, context)); }
+Tensor LanguageModel::forward(const Tensor& tokens, const Context& given) const {
+  const Context context{.mode = given.mode, .document = to_device(given.document, device()),
+                        .position = to_device(given.position, device())};
+  return logits(hidden(to_device(tokens, device()), context));
+}
 
 LanguageModel::State LanguageModel::zero_state(int64_t batch) const {
   State state;
@@ -131,7 +135,7 @@ Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
   check(tokens.rank() == 2 && tokens.size(1) > 0, "LanguageModel: a prompt {} is not [batch, time]", to_string(tokens.shape()));
-  Tensor x = embedding(tokens), residual;
+  Tensor x = embedding(to_device(tokens, device())), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto [y, sum] = blocks[i](x, residual, state[i], {});
     x = y, residual = sum;
@@ -144,7 +148,7 @@ Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
 Tensor LanguageModel::step(const Tensor& token, State& state) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
-  Tensor x = embedding(token), residual;
+  Tensor x = embedding(to_device(token, device())), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const auto [y, sum] = blocks[i].step(x, residual, state[i]);
     x = y, residual = sum;

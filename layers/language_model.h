@@ -65,7 +65,7 @@ struct LanguageModel {
   RmsNorm norm;
   Tensor head;  // [table_rows, d_model]: the embedding if tied
 
-  /// Where the model is: there it wants tokens and prompts, and takes batches to.
+  /// Where the model is, and where it takes the batches, tokens and prompts that it is given.
   Device device() const { return head.device(); }
 
   LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o);

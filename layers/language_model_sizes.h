@@ -15,11 +15,18 @@ namespace adder::layers {
 struct LanguageModelSize {
   std::string_view name;
   int64_t layers, d_model, d_state, head_dim;
+  int64_t vocabulary;    // 0: any
+  double learning_rate;  // that trains it, at its peak: of the released ones five times that of GPT-3
 };
 
 inline constexpr LanguageModelSize language_model_sizes[] = {
-    {"tiny", 2, 64, 16, 16},     {"small", 4, 128, 32, 32},   {"130m", 24, 768, 128, 64}, {"370m", 48, 1024, 128, 64},
-    {"780m", 48, 1536, 128, 64}, {"1.3b", 48, 2048, 128, 64}, {"2.7b", 64, 2560, 128, 64}};
+    {"tiny", 2, 64, 16, 16, 0, 1e-2},
+    {"small", 4, 128, 32, 32, 0, 1e-2},
+    {"130m", 24, 768, 128, 64, 50277, 3e-3},
+    {"370m", 48, 1024, 128, 64, 50277, 1.5e-3},
+    {"780m", 48, 1536, 128, 64, 50277, 1.25e-3},
+    {"1.3b", 48, 2048, 128, 64, 50277, 1e-3},
+    {"2.7b", 64, 2560, 128, 64, 50277, 8e-4}};
 
 inline std::vector<std::string> size_names() {
   std::vector<std::string> names;
@@ -27,17 +34,19 @@ inline std::vector<std::string> size_names() {
   return names;
 }
 
-/// Gives the model that size; what a size does not say stays. Throws if there is none of that name.
-inline void set_size(LanguageModelOptions& o, std::string_view name) {
+/// Gives the model that size, and returns it; what it does not say stays. Throws if there is none of that name.
+inline const LanguageModelSize& set_size(LanguageModelOptions& o, std::string_view name) {
   const auto* const size = std::ranges::find(language_model_sizes, name, &LanguageModelSize::name);
   check(size != std::end(language_model_sizes), "LanguageModel: there is no size {}", name);
   o.layers = size->layers;
   o.mixer.d_model = size->d_model;
   o.mixer.d_state = size->d_state;
   o.mixer.head_dim = size->head_dim;
-  if (size->d_state < 128) return;
-  o.vocabulary = 50277;
-  o.pad_vocabulary = 16;  // 50288 rows
+  if (size->vocabulary > 0) {
+    o.vocabulary = size->vocabulary;
+    o.pad_vocabulary = 16;  // 50288 rows
+  }
+  return *size;
 }
 
 }  // namespace adder::layers

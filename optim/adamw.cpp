@@ -96,7 +96,7 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
   });
   params_.clear_gradients();
   in_a_row_before_ = std::exchange(in_a_row_, Later(control(controls_, AdamWControls::skipped_in_a_row)));
-  return clone(control(controls_, AdamWControls::norm));
+  return control(controls_, AdamWControls::norm);
 }
 
 int64_t AdamW::bytes() const {
@@ -105,10 +105,12 @@ int64_t AdamW::bytes() const {
   return sum;
 }
 
-Tensor AdamW::skipped() const { return clone(control(controls_, AdamWControls::skipped)); }
+Tensor AdamW::skipped() const { return control(controls_, AdamWControls::skipped); }
 
 int64_t AdamW::skipped_in_a_row() const {
-  return static_cast<int64_t>((in_a_row_.here() ? in_a_row_ : in_a_row_before_).value());
+  // A row of them is waited for, a step after a good one is not.
+  const bool exact = in_a_row_.here() || in_a_row_before_.value() > 0;
+  return static_cast<int64_t>((exact ? in_a_row_ : in_a_row_before_).value());
 }
 
 AdamW::Counts AdamW::counts() const {

@@ -40,7 +40,7 @@ class AdamW {
   explicit AdamW(const Params& params, const AdamWOptions& options = {});
 
   /// One update with the gradients collected since the last one, here and on the other processes, which make the same
-  /// call. Returns their global norm before clipping, f64 [1].
+  /// call. Returns their global norm before clipping, f64 [1], which the next step overwrites.
   Tensor step(double learning_rate, const StepOptions& options = {});
 
   /// Moments and counts, for checkpoints. Refers to this optimizer.
@@ -55,10 +55,10 @@ class AdamW {
   /// Memory that the moments take.
   int64_t bytes() const;
 
-  /// Steps skipped so far, f64 [1], for the log.
+  /// Steps skipped so far, f64 [1], for the log; a step overwrites it.
   Tensor skipped() const;
-  /// Steps skipped without one applied since. On a GPU that of the step before the last, which the host need not wait
-  /// for: the last one is still running.
+  /// Steps skipped without one applied since. On a GPU the first of them counts one step late, so that the host waits
+  /// for the last step, which still runs, only while steps fail; from the second on the number is exact.
   int64_t skipped_in_a_row() const;
 
   // Reading the counts waits for the device.

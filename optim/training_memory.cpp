@@ -2,19 +2,26 @@
 
 namespace adder {
 
-std::vector<Logged> training_memory(const Params& params, const AdamW& optimizer) {
-  const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+TrainingMemory::TrainingMemory(const Params& params, const AdamW& optimizer)
+    : device_(params.device()), moments_(optimizer.bytes()), before_(memory_use(device_).in_use) {
   const auto bytes = [](const Tensor& t) { return t ? t.count() * size_of(t.dtype()) : 0; };
-  int64_t parameters = 0, gradients = 0;
   for (const ParamBlock& block : params.blocks()) {
-    parameters += bytes(block.values) + bytes(block.rounded);
-    gradients += bytes(block.gradients);
+    parameters_ += bytes(block.values) + bytes(block.rounded);
+    gradients_ += bytes(block.gradients);
   }
-  const MemoryUse use = memory_use(params.device());
-  const int64_t moments = optimizer.bytes();
-  return {{"memory/parameters", gib(parameters)}, {"memory/gradients", gib(gradients)},
-          {"memory/moments", gib(moments)}, {"memory/activations", gib(use.peak - parameters - gradients - moments)},
-          {"memory/peak", gib(use.peak)}, {"memory/reserved", gib(use.reserved)}};
+  reset_peak(device_);
+}
+
+std::vector<Logged> TrainingMemory::parts() const {
+  const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  const MemoryUse use = memory_use(device_);
+  return {{"memory/parameters", gib(parameters_)},
+          {"memory/gradients", gib(gradients_)},
+          {"memory/moments", gib(moments_)},
+          {"memory/other", gib(before_ - parameters_ - gradients_ - moments_)},
+          {"memory/activations", gib(use.peak - before_)},
+          {"memory/peak", gib(use.peak)},
+          {"memory/reserved", gib(use.reserved)}};
 }
 
 }  // namespace adder

@@ -22,18 +22,19 @@ namespace {
 
 /// What a rank says of itself; one line of text each.
 struct Rank {
-  std::string host, processor, affinity, build, mpi;
+  std::string host, processor, affinity, build, mpi, gpus;
   int64_t cores = 1, host_cores = 1, threads = 1;
   double load = 0, memory = 0, flops = 0;  // processes running, GB/s, GFLOP/s
 
   std::string text() const {
-    return fmt::format("{}\n{}\n{}\n{}\n{}\n{} {} {} {} {} {}", host, processor, affinity, build, mpi, cores, host_cores, threads, load,
-                       memory, flops);
+    return fmt::format("{}\n{}\n{}\n{}\n{}\n{}\n{} {} {} {} {} {}", host, processor, affinity, build, mpi, gpus, cores,
+                       host_cores, threads, load, memory, flops);
   }
   static Rank parse(const std::string& text) {
     Rank r;
     std::istringstream lines(text);
-    for (std::string* line : {&r.host, &r.processor, &r.affinity, &r.build, &r.mpi}) std::getline(lines, *line);
+    for (std::string* line : {&r.host, &r.processor, &r.affinity, &r.build, &r.mpi, &r.gpus})
+      std::getline(lines, *line);
     lines >> r.cores >> r.host_cores >> r.threads >> r.load >> r.memory >> r.flops;
     return r;
   }
@@ -74,9 +75,19 @@ double product_speed(const Communicator& world) {
   return 2.0 * n * n * n / seconds(world, [&] { multiply({.a = a, .b = b, .c = c}); }) / 1e9;
 }
 
+/// "no GPU", "no GPU answers: unknown error" or "GPU 0: NVIDIA H200, 139.8 GiB, driver for CUDA 13.0, ...; GPU 1: ..."
+std::string gpus() {
+  if (!built_with_cuda) return "this adder was built without CUDA";
+  if (gpu_count() == 0) return gpu_fault().empty() ? "no GPU" : "no GPU answers: " + gpu_fault();
+  std::string text;
+  for (int i = 0; i < gpu_count(); ++i) text += fmt::format("{}GPU {}: {}", i == 0 ? "" : "; ", i, describe_gpu(i));
+  return text;
+}
+
 Rank examine(const Communicator& world) {
   Rank r{.host = host_name(), .processor = processor_name(), .affinity = affinity(),
          .build = fmt::format("{:.12} ({:08x})", source_commit(), file_crc("/proc/self/exe")), .mpi = library_version(),
+         .gpus = gpus(),
          .cores = allowed_cores(), .host_cores = sysconf(_SC_NPROCESSORS_ONLN), .threads = omp_get_max_threads()};
   r.mpi = r.mpi.substr(0, r.mpi.find_first_of(",\n"));
   double load = 0;
@@ -128,6 +139,7 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
   }
   for (const auto& [host, members] : hosts) {
     const Rank& first = ranks[static_cast<size_t>(members[0])];
+    if (first.gpus.starts_with("no GPU answers")) found.push_back(fmt::format("{}: {}", host, first.gpus));
     const auto bound = [&](int64_t r) { return ranks[static_cast<size_t>(r)].cores == 1; };
     if (first.host_cores > static_cast<int64_t>(members.size()) && std::all_of(members.begin(), members.end(), bound))
       found.push_back(fmt::format("{} of {} may use one core each, though it has {}: mpirun binds them unless it is given --bind-to none",
@@ -182,11 +194,15 @@ void show_collectives(Run& run) {
 int main(int argc, char** argv) try {
   Run run(argc, argv, Flags("Looks at the processes of a run: hosts, cores, threads, speed of memory, products and collectives, and what is wrong.",
                             "./adder -n 4 doctor"), {.device = "cpu"});
+  check_usage(run.device() == Device::cpu, "--device cuda: the doctor measures processors; it lists the GPUs");
   const Communicator& world = run.mesh().world;
   std::vector<Rank> ranks;
   for (const std::string& text : world.exchange(examine(world).text())) ranks.push_back(Rank::parse(text));
-  run.say(fmt::format("adder {}, {}; {} rank{}; {}", ranks[0].build, ranks[0].mpi, world.size(), world.size() > 1 ? "s" : "",
-                      gpu_count() > 0 ? fmt::format("{} GPU{}: {}", gpu_count(), gpu_count() > 1 ? "s" : "", describe_gpu()) : "no GPU answers"));
+  run.say(fmt::format("adder {}, {}; {} rank{}", ranks[0].build, ranks[0].mpi, world.size(),
+                      world.size() > 1 ? "s" : ""));
+  std::map<std::string, std::string> hosts;
+  for (const Rank& r : ranks) hosts.emplace(r.host, r.gpus);
+  for (const auto& [host, its_gpus] : hosts) run.say(fmt::format("{}: {}", host, its_gpus));
   run.say(fmt::format("\n{:>5}  {:<20}  {:<14}  {:>7}  {:>11}  {:>13}  {}", "rank", "host", "cores", "threads", "memory GB/s", "SGEMM GFLOP/s", "processor"));
   for (size_t r = 0; r < ranks.size(); ++r)
     run.say(fmt::format("{:>5}  {:<20}  {:<14}  {:>7}  {:>11.1f}  {:>13.1f}  {}", r, ranks[r].host, fmt::format("{} ({})", ranks[r].cores, ranks[r].affinity),

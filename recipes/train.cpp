@@ -41,7 +41,7 @@ Flags flags(Options& o) {
   flags.add("validation-tokens", o.validation_tokens, "tokens of the validations on the way; the last one takes all", {.min = 1, .may_change = true});
   flags.add("validation-time", o.validation_time, "tokens of a validation row", {.min = 1, .may_change = true});
   flags.add("validation-context", o.validation_context, "of these, the first ones that only give context (not at a document's start)", {.min = 0, .may_change = true});
-  add_flags(flags, o.model);
+  add_flags(flags, o.model, &o.learning_rate);
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
   flags.add("batch", o.batch, "sequences a step", {.min = 1});
@@ -84,9 +84,12 @@ int main(int argc, char** argv) try {
   const HeldOut some(corpus.validation, held_out);
   Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()}, {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
 
+  if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty()) run.say(slow);
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
   run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
+  const TrainingMemory memory(params, optimizer);
+  const int64_t first = data.step() + 1;
   while (data.step() < o.steps && !run.stopping()) {
     const double learning_rate = rate(data.step());
     Tensor loss = zeros({1}, DType::f32, run.device());
@@ -96,13 +99,13 @@ int main(int argc, char** argv) try {
     run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", learning_rate}, {"skipped", optimizer.skipped()}});
     check(optimizer.skipped_in_a_row() < 10, "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
+    if (data.step() == first) run.log(data.step(), memory.parts());
     if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
     if (run.should_save(data.step())) checkpoint.save(data.step());
   }
   checkpoint.save(data.step());
 
   if (data.step() == o.steps) {  // to the end, not stopped
-    run.log(data.step(), training_memory(params, optimizer));
     run.say("validating on all held-out text");
     held_out.tokens = 0;  // all
     const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);

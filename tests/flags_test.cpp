@@ -133,6 +133,13 @@ TEST_CASE("flags: a config file is read, the command line overrides it, and its 
   std::ofstream(good.path) << "[Model]\nstep = 3\n";
   CHECK(refusal({"--config", good.path.c_str()}) ==
         good.path + ": step: there is no such flag; did you mean --steps?");
+  std::ofstream(good.path) << "steps = 7\n";
+  Options told;
+  Flags f = flags(told);
+  parse(f, {"--config", good.path.c_str(), "--rate", "0.5"});
+  CHECK(f.given("steps"));
+  CHECK(f.given("rate"));
+  CHECK_FALSE(f.given("tied"));
   CHECK(refusal({"--config", "/nowhere/x.toml"}) == "--config: /nowhere/x.toml is not a file");
 }
 
@@ -204,6 +211,10 @@ TEST_CASE("flags: a preset gives other flags their defaults, wherever it stands,
   CHECK(parsed_with({"--layers", "3", "--size", "small"}) == std::pair<int64_t, int64_t>(3, 10));
   const File config("layers = 4\nsize = \"small\"\n");
   CHECK(parsed_with({"--config", config.path.c_str(), "--width", "5"}) == std::pair<int64_t, int64_t>(4, 5));
-  CHECK(parsed_with({"--config", config.path.c_str(), "--size", "large"}) == std::pair<int64_t, int64_t>(4, 20));
+  CHECK(parsed_with({"--config", config.path.c_str()}) == std::pair<int64_t, int64_t>(4, 10));
+  // The command line, presets included, comes after the whole file.
+  CHECK(parsed_with({"--config", config.path.c_str(), "--size", "large"}) == std::pair<int64_t, int64_t>(20, 20));
+  CHECK(parsed_with({"--size", "large", "--width", "7", "--config", config.path.c_str()}) ==
+        std::pair<int64_t, int64_t>(20, 7));
   CHECK_THROWS_WITH(parsed_with({"--size", "huge"}), "--size is \"huge\", but must be small or large");
 }

@@ -193,5 +193,21 @@ TEST_CASE("language model: sizes by name, their FLOPs, and flags that change a p
   CHECK(o.layers == 3);
   CHECK(o.mixer.d_model == 768);
   CHECK(o.dropout == 0.5);
+  CHECK(o.vocabulary == 50277);
+
+  double rate = 0.5;  // a size brings its learning rate where there is one to set
+  Flags trains("");
+  add_flags(trains, o, &rate);
+  trains.add("learning-rate", rate, "");
+  trains.parse(static_cast<int>(words.size()), words.data());
+  CHECK(rate == 3e-3);
+  const std::array given{"train", "--learning-rate", "0.25", "--size", "tiny"};
+  trains.parse(static_cast<int>(given.size()), given.data());
+  CHECK(rate == 0.25);
+  CHECK(o.vocabulary == 50277);  // a tiny one has any
+
+  CHECK(slow_on_gpu({.d_state = 128, .head_dim = 64}).empty());
+  CHECK_THAT(slow_on_gpu({.d_state = 136, .head_dim = 64}), ContainsSubstring("--d-state 136"));
+  CHECK_THAT(slow_on_gpu({.d_state = 16, .head_dim = 20}), ContainsSubstring("--head-dim 20"));
   CHECK_THROWS_WITH(set_size(o, "131m"), "LanguageModel: there is no size 131m");
 }

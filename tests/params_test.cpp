@@ -109,6 +109,10 @@ TEST_CASE("params: in a bf16 run the weights of products are read as rounded cop
     CHECK(p.master(leaves[i].slice_first(1, 2)).address() == p.master(leaves[i]).slice_first(1, 2).address());
   }
   CHECK(p.master(leaves[0]).address() == leaves[0].address());
+  // Of another arena there is none to give; columns are no parameter.
+  CHECK_THROWS_WITH(f32.master(leaves[1]), "Params: bf16 [3, 7] is no parameter of this model");
+  CHECK_THROWS_WITH(p.master(masters[1]), "Params: f32 [3, 7] is no parameter of this model");
+  CHECK_THROWS_AS(p.master(leaves[1].slice_last(0, 2)), Error);
   CHECK(p.all()[2].value.dtype() == DType::f32);
 
   fill(p.all()[1].value, 1 + 0x1p-10);  // halfway from 1 to nowhere: rounds to 1

@@ -227,20 +227,32 @@ TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot b
   CHECK(program.run("", {"--device", "cpu"})->dtype() == DType::f32);
   CHECK_THROWS_WITH(program.run("", {"--device", "cpu", "--dtype", "bf16"}),
                     "--dtype bf16 needs a GPU: the CPU computes in f32");
+  // What a program would rather have gives way where the user did not ask for it.
+  const char* const words[] = {"train", "--dtype", "bf16"};
+  for (const std::string device : {"cpu", "cuda"}) {
+    const bool there = device == "cuda" && gpu;
+    const Run run(1, words, Flags("A test."), {.device = device, .dtype = "bf16"});
+    CHECK(run.device() == (there ? Device::cuda : Device::cpu));
+    CHECK(run.dtype() == (there ? DType::bf16 : DType::f32));
+    if (!there) CHECK_THROWS_AS(Run(3, words, Flags("A test."), {.device = device, .dtype = "bf16"}), UsageError);
+  }
   if (gpu) return;
   CHECK_THROWS_WITH(program.run("", {"--device", "cuda"}), ContainsSubstring(built_with_cuda ? "no GPU answers" : "without CUDA"));
 }
 
-TEST_CASE("run: going on with another device or dtype is allowed and said") {
+TEST_CASE("run: going on with another device, dtype or rounding of factors is allowed and said") {
   const Folder folder;
   fs::create_directories(folder.path + "/checkpoints/step_4");
-  std::ofstream(folder.path + "/run.json") << R"({"recipe": "train", "options": {"device": "cuda", "dtype": "bf16"}})";
+  std::ofstream(folder.path + "/run.json")
+      << R"({"recipe": "train", "options": {"device": "cuda", "dtype": "bf16", "tf32": true}})";
   const std::string text = printed([&] {
     Program program;
-    program.run(folder.path, {"--device", "cpu"})->start({.step = 4, .steps = 10});
+    program.run(folder.path, {"--device", "cpu", "--threads", "1"})->start({.step = 4, .steps = 10});
   });
   CHECK_THAT(text, ContainsSubstring("going on from step 4 in " + folder.path +
-                                     ", with --device cpu instead of cuda, with --dtype f32 instead of bf16\n"));
+                                     ", with --device cpu instead of cuda, with --dtype f32 instead of bf16, "
+                                     "with --tf32 false instead of true\n"));
+  CHECK_THAT(text, ContainsSubstring("computing on the CPU in f32, 1 thread\n"));
 }
 
 TEST_CASE("run: a folder of another recipe, a damaged run.json and a file in the way are refused") {
