@@ -35,8 +35,8 @@ struct FlagRules {
   std::vector<std::string> choices = {};      // strings: one of these
   bool required = false;                      // must be given
   bool may_change = false;                    // a resumed run may have another value: it does not change the result
-  std::function<void()> preset = {};          // called when it is given: gives other options their defaults; those given
-                                              // in the same place, config file or command line, are assigned after it
+  std::function<void()> preset = {};          // called when it is given: gives other options their defaults; those
+                                              // given in the same place, file or command line, are assigned after it
 };
 
 /// A flag whose value is not that of the saved run.

@@ -206,7 +206,7 @@ int main(int argc, char** argv) try {
                 "./adder -n 4 doctor"),
           {.device = "cpu"});
   check_usage(run.device() == Device::cpu,
-              "--device cuda: the doctor measures processors; of GPUs it says which answer");
+              "--device cuda: the doctor measures processors; it lists the GPUs");
   const Communicator& world = run.mesh().world;
   std::vector<Rank> ranks;
   for (const std::string& text : world.exchange(examine(world).text())) ranks.push_back(Rank::parse(text));

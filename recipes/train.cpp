@@ -13,6 +13,7 @@
 #include "adder/recipes/corpus.h"
 #include "adder/recipes/validation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -51,7 +52,7 @@ Flags flags(Options& o) {
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
   flags.add("batch", o.batch, "sequences a step", {.min = 1});
-  flags.add("micro-batch", o.micro_batch, "sequences a forward pass; gradients add up", {.min = 1, .may_change = true});
+  flags.add("micro-batch", o.micro_batch, "sequences a forward pass, at most; gradients add up", {.min = 1, .may_change = true});
   flags.add("time", o.time, "tokens a sequence", {.min = 1});
   flags.add("learning-rate", o.learning_rate, "at its peak", {.min = 0});
   flags.add("final-learning-rate", o.final_learning_rate, "at the end", {.min = 0});
@@ -80,6 +81,7 @@ Schedule schedule(const Options& o) {
 int main(int argc, char** argv) try {
   Options o;
   Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 200, .save_every = 200});
+  o.micro_batch = std::min(o.micro_batch, std::max<int64_t>(1, o.batch / run.mesh().data.size()));
   const Schedule rate = schedule(o);
   const Corpus corpus =
       prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share, run);

@@ -35,5 +35,5 @@ computed() {
 }
 
 # A model that trains in no time, on adder's own sources.
-tiny=(--text "$source_folder/core" --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4 --head-dim 8
+tiny=(--device cpu --text "$source_folder/core" --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4 --head-dim 8
   --validation-share 0.2 --dropout 0.1 --threads 1)

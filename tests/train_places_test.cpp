@@ -1,6 +1,7 @@
 // The whole training program in miniature, everywhere it runs: on the CPU, and on a GPU in f32 and in bf16.
 #include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
+#include "adder/core/json.h"
 #include "adder/data/checkpoint.h"
 #include "adder/data/hugging_face.h"
 #include "adder/distributed/run.h"
@@ -11,8 +12,6 @@
 #include "adder/tests/temporary_folder.h"
 
 #include "catch.h"
-
-#include <nlohmann/json.hpp>
 
 #include <cmath>
 #include <filesystem>
@@ -231,10 +230,11 @@ TEST_CASE("train places: a log of tensors has every step, whether or not it wait
     std::vector<std::string> lines;
     std::ifstream file(out + "/metrics.jsonl");
     for (std::string line; std::getline(file, line);) {
-      const auto json = nlohmann::json::parse(line);
-      const int64_t step = json["step"];
-      if (json.contains("loss")) CHECK(json["loss"] == static_cast<double>(step) / 2);
-      lines.push_back(fmt::format("{}{}", step, json.contains("loss") ? "" : "v"));
+      const Json json = Json::parse(line);
+      const int64_t step = json.at("step").integer();
+      const Json* const loss = json.find("loss");
+      if (loss) CHECK(loss->number() == static_cast<double>(step) / 2);
+      lines.push_back(fmt::format("{}{}", step, loss ? "" : "v"));
     }
     CHECK(lines == std::vector<std::string>{"1", "2", "2v", "3", "4", "4v", "5"});
   }

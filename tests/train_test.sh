@@ -41,6 +41,11 @@ refuses 1 'step 11: the gradient was not finite ten times in a row, last with sa
   --out lost --learning-rate 1e30 --warmup 0 --clip 0 --steps 11 --save-every 11 --validate-every 0
 [[ -z $(ls lost/checkpoints 2>/dev/null) ]] || fault "a lost run saved $(ls lost/checkpoints)"
 
+# Two processes with the default batch, and the CPU without a word asked, though one process would take a GPU.
+OMP_NUM_THREADS=1 mpirun -n 2 --bind-to none --oversubscribe "$recipes/train" --text "$source_folder/core" --steps 2 \
+  --time 32 --layers 1 --validation-share 0.2 --out two >two.log 2>&1 || fault "two processes do not train: $(cat two.log)"
+grep -q '^computing on the CPU in f32, 2 processes of 1 thread$' two.log || fault "not on the CPU: $(cat two.log)"
+
 # Bad text names file and line and leaves no shard.
 printf '{"text": "fine"}\n{"text": 5}\n' >bad.jsonl
 refuses 1 'bad.jsonl' train --text bad.jsonl --out bad
