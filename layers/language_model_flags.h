@@ -68,12 +68,4 @@ inline std::string slow_on_gpu(const layers::Mamba2Options& m) {
                      "cores take multiples of 8, up to 64 and 128", m.head_dim, m.d_state);
 }
 
-/// What to say before such a model is trained in bf16 on a GPU, if its SSD is slow there (kernels/ssd/chunked.h);
-/// otherwise empty.
-inline std::string slow_on_gpu(const layers::Mamba2Options& m) {
-  if (m.head_dim <= 64 && m.d_state <= 128 && m.head_dim % 8 == 0 && m.d_state % 8 == 0) return {};
-  return fmt::format("with --head-dim {} and --d-state {} the SSD goes token by token, slowly: its kernels for tensor "
-                     "cores take multiples of 8, up to 64 and 128", m.head_dim, m.d_state);
-}
-
 }  // namespace adder

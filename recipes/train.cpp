@@ -52,7 +52,8 @@ Flags flags(Options& o) {
   flags.group("Training");
   flags.add("steps", o.steps, "optimizer steps", {.min = 1});
   flags.add("batch", o.batch, "sequences a step", {.min = 1});
-  flags.add("micro-batch", o.micro_batch, "sequences a forward pass, at most; gradients add up", {.min = 1, .may_change = true});
+  flags.add("micro-batch", o.micro_batch, "sequences a forward pass, at most; gradients add up",
+            {.min = 1, .may_change = true});
   flags.add("time", o.time, "tokens a sequence", {.min = 1});
   flags.add("learning-rate", o.learning_rate, "at its peak", {.min = 0});
   flags.add("final-learning-rate", o.final_learning_rate, "at the end", {.min = 0});

@@ -27,13 +27,13 @@ refuses() {
   [[ $(grep -c '^error: ' err.log) == 1 ]] || fault "not one error line: $(cat err.log)"
 }
 
-# computed RUN: its metrics without times and memory, and its newest checkpoint's bytes. A finished run that is started again
-# validates again; that counts once.
+# computed RUN: its metrics without times and memory, and its newest checkpoint's bytes. A finished run that is started
+# again validates again; that counts once.
 computed() {
   sed -E '/"memory/d; s/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
   (cd "$1/checkpoints" && sha256sum "$(printf '%s\n' step_???????? | tail -n 1)"/rank_*.h5)
 }
 
 # A model that trains in no time, on adder's own sources.
-tiny=(--device cpu --text "$source_folder/core" --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16 --d-state 4 --head-dim 8
-  --validation-share 0.2 --dropout 0.1 --threads 1)
+tiny=(--device cpu --text "$source_folder/core" --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16
+  --d-state 4 --head-dim 8 --validation-share 0.2 --dropout 0.1 --threads 1)
