@@ -87,7 +87,8 @@ inline Subject ssd(int64_t B, int64_t L, int64_t H, int64_t P, int64_t N, int64_
             .f = [](Named t) {
               const auto [y, last] = apply(Ssd{.x = t["x"], .dt = t["dt"], .A_log = t["A_log"], .B = t["B"],
                                                .C = t["C"], .D = t["D"], .z = t["z"], .dt_bias = t["dt_bias"],
-                                               .initial_state = t["initial_state"], .document = t["document"]});
+                                               .initial_state = t["initial_state"], .document = t["document"],
+                                               .final_state = true});
               return std::vector{y, last};
             }};
   if (all)

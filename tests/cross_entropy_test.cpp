@@ -243,7 +243,7 @@ TEST_CASE("cross_entropy: at the size of a language model, in more than one chun
            1e-5);  // as above; logits reach 15, and their sums are over 50257 columns
 }
 
-TEST_CASE("cross_entropy: chunks add in f32 to a weight's gradient; ten runs give the same bits", "[gpu][small]") {
+TEST_CASE("cross_entropy: chunks add in f32 to a weight's gradient; ten runs give the same bits", "[gpu]") {
   const Place place = GENERATE(from_range(places()));
   const int64_t tokens = 200, vocabulary = 515, d = 48;
   const bool at_once = GENERATE(false, true);

@@ -47,14 +47,14 @@ says 1 "error on rank"
 ends 0 --help
 says 1 "Ends in one way or another."
 
-# A signal to mpirun, and a time limit, end all ranks after the same step.
+# A signal to the ranks, and a time limit, end all of them after the same step.
 ends 0 --how wait --time-limit 1s
 says 1 "stopped by the time limit after step"
 rm -rf run
 mpirun -n 4 "$program" --how wait >out.log 2>err.log &
 process=$!
 until [[ $(cat run/metrics.jsonl 2>/dev/null | wc -l) -ge 3 ]]; do sleep 0.05; done
-kill -USR1 "$process"
+signal_ranks "$process"
 wait "$process" || fault "a signal ended it with status $?"
 says 1 "stopped by SIGUSR1 after step"
 

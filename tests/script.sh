@@ -34,6 +34,9 @@ computed() {
   (cd "$1/checkpoints" && sha256sum "$(printf '%s\n' step_???????? | tail -n 1)"/rank_*.h5)
 }
 
+# signal_ranks MPIRUN: a SIGUSR1 to its ranks on this host. Not every version of Open MPI passes on one that it gets.
+signal_ranks() { kill -USR1 $(cat "/proc/$1/task/$1/children"); }
+
 # A model that trains in no time, on adder's own sources.
 tiny=(--device cpu --text "$source_folder/core" --batch 2 --micro-batch 2 --time 16 --layers 1 --d-model 16
   --d-state 4 --head-dim 8 --validation-share 0.2 --dropout 0.1 --threads 1)

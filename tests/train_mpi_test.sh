@@ -41,7 +41,7 @@ for ranks in 4 1 2; do
   before=$(lines)
   mpirun -n "$ranks" "$recipes/train" "${flags[@]}" --out cut --data one/data >out.log 2>err.log &
   until (($(lines) >= before + 3)) || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
-  kill -USR1 $! || true
+  signal_ranks $! || true
   wait $! || wrong "a signal ended it with status $?"
   says 1 'stopped by SIGUSR1 after step'
   ((before == 0)) || says 1 'going on from step'
