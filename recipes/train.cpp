@@ -24,7 +24,7 @@ struct Options {
   std::vector<std::string> text = {};
   std::string data = "";
   double validation_share = 0.05;
-  int64_t steps = 4'000, batch = 4, micro_batch = 4, time = 256;
+  int64_t steps = 4'600, batch = 4, micro_batch = 4, time = 256;
   std::string schedule = "cosine";
   double learning_rate = 1e-2, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
   double beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1, clip = 1;
