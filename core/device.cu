@@ -18,7 +18,8 @@ cudaError_t load_kernels() {
 std::string architectures() {
   std::string text;
   for (const int architecture : {__CUDA_ARCH_LIST__})
-    text += (text.empty() ? "" : ", ") + std::to_string(architecture / 100) + "." + std::to_string(architecture / 10 % 10);
+    text +=
+        (text.empty() ? "" : ", ") + std::to_string(architecture / 100) + "." + std::to_string(architecture / 10 % 10);
   return text;
 }
 

@@ -1,7 +1,7 @@
 // A tensor as kernels see it: elements counted in row-major order, rows that may lie apart, 16 bytes at a time.
 //
-// Memory-bound kernels give each thread one piece of per_piece<T> elements: 4 f32 or 8 bf16. Where every piece lies side
-// by side and is aligned, it moves in one access; elsewhere element by element. Arithmetic is in float.
+// Memory-bound kernels give each thread one piece of per_piece<T> elements: 4 f32 or 8 bf16. Where every piece lies
+// side by side and is aligned, it moves in one access; elsewhere element by element. Arithmetic is in float.
 #pragma once
 
 #include "adder/core/cuda.cuh"

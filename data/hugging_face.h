@@ -30,13 +30,13 @@ enum class Form : unsigned char { transformers, state_spaces };
 /// another activation, attention layers, Mamba-1, sizes that do not fit together.
 layers::LanguageModelOptions read_options(const std::string& folder);
 
-/// Fills the model's parameters, of which `params` is the arena, from FOLDER/model.safetensors, or from the files that model.safetensors.index.json names.
-/// Throws, naming it, if a tensor is missing, left over or of another shape. A tied model's lm_head.weight may be there
-/// if it is the embedding.
+/// Fills the model's parameters, of which `params` is the arena, from FOLDER/model.safetensors, or from the files that
+/// model.safetensors.index.json names. Throws, naming it, if a tensor is missing, left over or of another shape. A tied
+/// model's lm_head.weight may be there if it is the embedding.
 void read_weights(const std::string& folder, const Params& params, const layers::LanguageModel& model);
 
-/// Writes both files, the masters of the parameters; reading them gives the same bits. The folder may not hold a model yet. Throws, naming the option,
-/// what the form cannot say. transformers gets the vocabulary without its padding.
+/// Writes both files, the masters of the parameters; reading them gives the same bits. The folder may not hold a model
+/// yet. Throws, naming the option, what the form cannot say. transformers gets the vocabulary without its padding.
 void write(const std::string& folder, const Params& params, const layers::LanguageModel& model, Form form);
 
 // The parts of the above.

@@ -162,7 +162,8 @@ struct TokenShardWriter::State {
   void open_waiting() {
     const std::string name = waiting_path();
     waiting = open_for_update(name);
-    const bool taken = flock(fileno(waiting), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;  // some disks cannot lock
+    const bool taken =
+        flock(fileno(waiting), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;  // some disks cannot lock
     if (taken) fclose(std::exchange(waiting, nullptr));
     check(!taken, "{}: another program is writing it", path);
     check(ftruncate(fileno(waiting), 0) == 0, "{}: cannot be written ({})", name, std::strerror(errno));

@@ -28,8 +28,8 @@ struct ShardInfo {
   int32_t end_of_document = 0;
 };
 
-/// Writes a shard document by document. The tokens wait in PATH.tokens, the shard is built as PATH.partial; only finish()
-/// gives it its name, so a kill leaves no half shard. A second writer of the same path is refused.
+/// Writes a shard document by document. The tokens wait in PATH.tokens, the shard is built as PATH.partial; only
+/// finish() gives it its name, so a kill leaves no half shard. A second writer of the same path is refused.
 class TokenShardWriter {
  public:
   TokenShardWriter(const std::string& path, const ShardInfo& info);

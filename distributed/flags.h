@@ -69,8 +69,8 @@ class Flags {
 
   /// All values by name: {"steps":4800,"schedule":"cosine","tied":true}. Numbers that are not finite become strings.
   std::string to_json() const;
-  /// The flags whose value is not the saved one: of those that may not change, or of those that may. A flag that was not
-  /// saved counts as saved with its default; saved names that are no flags any more are ignored.
+  /// The flags whose value is not the saved one: of those that may not change, or of those that may. A flag that was
+  /// not saved counts as saved with its default; saved names that are no flags any more are ignored.
   std::vector<FlagDifference> differences(std::string_view saved_json, bool may_change = false) const;
 
  private:

@@ -26,7 +26,8 @@ __global__ void add_to(Elements<F> from, Elements<T> to) {
 
 template <class F, class T>
 void run(Cuda on, const Tensor& from, const Tensor& to) {
-  launch(add_to<F, T>, blocks(to.count(), threads * Elements<T>::n), threads, 0, on, Elements<F>(from), Elements<T>(to));
+  launch(add_to<F, T>, blocks(to.count(), threads * Elements<T>::n), threads, 0, on, Elements<F>(from),
+         Elements<T>(to));
 }
 
 }  // namespace

@@ -153,9 +153,9 @@ void embedding_forward(Cuda on, const Tensor& tokens, const Tensor& weight, cons
   const int64_t channels = weight.size(1);
   with_gpu_float("Embedding", weight.dtype(), [&]<class T>(T) {
     const int64_t pieces = (channels + Elements<T>::n - 1) / Elements<T>::n;
-    launch(look_up<T>, blocks(tokens.count(), 1), static_cast<unsigned>(std::min<int64_t>(256, (pieces + 31) / 32 * 32)),
-           0, on, tokens.data<int32_t>(), weight.size(0), channels, Elements<T>(weight, channels),
-           Elements<T>(y, channels));
+    launch(look_up<T>, blocks(tokens.count(), 1),
+           static_cast<unsigned>(std::min<int64_t>(256, (pieces + 31) / 32 * 32)), 0, on, tokens.data<int32_t>(),
+           weight.size(0), channels, Elements<T>(weight, channels), Elements<T>(y, channels));
   });
 }
 

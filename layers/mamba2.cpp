@@ -17,7 +17,8 @@ namespace {
 std::vector<Params::Part> in_proj_parts(const Mamba2Options& o, const Init& init, bool weight, int64_t replicas) {
   std::vector<Params::Part> parts;
   const auto add = [&](const char* name, int64_t rows, int64_t copies = 1) {
-    if (rows > 0) parts.push_back({name, rows, init, {.decay = weight, .product = weight, .shard_axis = 0, .replicas = copies}});
+    if (rows > 0)
+      parts.push_back({name, rows, init, {.decay = weight, .product = weight, .shard_axis = 0, .replicas = copies}});
   };
   add("z0", o.mlp());
   add("x0", o.mlp());

@@ -9,8 +9,8 @@
 // No part of in_proj's output is copied: its parts are views, and their gradients are written into one buffer.
 //
 // For backward the tape holds, a token, besides u: in_proj's output, 2 d_inner + 2 G N + H numbers; the SSD's output,
-// d_ssm (not with Recompute::scan); and on the CPU d_ssm N numbers a chunk of states. Only with Recompute::none it holds
-// the convolution's output, d_ssm + 2 G N, and what out_proj reads, d_inner.
+// d_ssm (not with Recompute::scan); and on the CPU d_ssm N numbers a chunk of states. Only with Recompute::none it
+// holds the convolution's output, d_ssm + 2 G N, and what out_proj reads, d_inner.
 #pragma once
 
 #include "adder/distributed/mesh.h"

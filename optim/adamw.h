@@ -6,7 +6,8 @@
 //
 // Nothing waits for the device: the norm is a tensor, and whether it was finite is decided where it lies. One that is
 // NaN or infinite leaves weights and moments as they are, bit for bit; such steps are counted, and bias correction
-// counts only the others. In a bf16 run the same launch writes master and rounded copy. A parameter that no gradient reached has a zero gradient: it and its moments still decay.
+// counts only the others. In a bf16 run the same launch writes master and rounded copy. A parameter that no gradient
+// reached has a zero gradient: it and its moments still decay.
 //
 // Over several processes every one of them makes the same update: a step first sums the gradients over mesh.data and
 // mesh.sequence, whose members see other tokens. (Losses carry the factor 1 / targets of the whole step, so sums are

@@ -45,7 +45,9 @@ Built read(const std::string& folder, DType type = DType::f32) {
   return b;
 }
 
-void write(const std::string& folder, const Built& b, Form form) { hugging_face::write(folder, b.params, b.model, form); }
+void write(const std::string& folder, const Built& b, Form form) {
+  hugging_face::write(folder, b.params, b.model, form);
+}
 
 double largest(const std::vector<double>& x) {
   double most = 0;

@@ -137,8 +137,9 @@ TEST_CASE("params: computing in another dtype than bf16 or the masters', and hal
   CHECK_THROWS_WITH(Params(Device::cpu, {.dtype = DType::f64, .compute = DType::bf16}),
                     "Params: masters in f64 cannot be computed with in bf16");
   Params p(Device::cpu);
-  CHECK_THROWS_WITH(p.create_packed("m", 2, {{"a", 1, init::constant(0), {.product = true}}, {"b", 1, init::constant(0)}}),
-                    "m: some parts are weights of a product, and some are not");
+  CHECK_THROWS_WITH(
+      p.create_packed("m", 2, {{"a", 1, init::constant(0), {.product = true}}, {"b", 1, init::constant(0)}}),
+      "m: some parts are weights of a product, and some are not");
 }
 
 TEST_CASE("shape: more elements than 64 bits can count are refused") {

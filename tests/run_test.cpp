@@ -236,7 +236,8 @@ TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot b
     if (!there) CHECK_THROWS_AS(Run(3, words, Flags("A test."), {.device = device, .dtype = "bf16"}), UsageError);
   }
   if (gpu) return;
-  CHECK_THROWS_WITH(program.run("", {"--device", "cuda"}), ContainsSubstring(built_with_cuda ? "no GPU answers" : "without CUDA"));
+  CHECK_THROWS_WITH(program.run("", {"--device", "cuda"}),
+                    ContainsSubstring(built_with_cuda ? "no GPU answers" : "without CUDA"));
 }
 
 TEST_CASE("run: going on with another device, dtype or rounding of factors is allowed and said") {

@@ -390,9 +390,11 @@ TEST_CASE("ssd places: with bf16 the parameters stay f32") {
 }
 
 TEST_CASE("ssd places: limits of the time step out of order are refused, in a run and in a step") {
-  const Tensor x = zeros({1, 2, 3}), dt = zeros({1, 2}), A_log = zeros({2}), B = zeros({1, 1, 4}), state = zeros({1, 2, 3, 4});
+  const Tensor x = zeros({1, 2, 3}), dt = zeros({1, 2}), A_log = zeros({2}), B = zeros({1, 1, 4}),
+               state = zeros({1, 2, 3, 4});
   const auto step = [&](double least, double most) {
-    return ssd_step({.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .state = state, .dt_min = least, .dt_max = most});
+    return ssd_step(
+        {.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .state = state, .dt_min = least, .dt_max = most});
   };
   const auto whole = [&](double least, double most) {
     return apply(Ssd{.x = x.reshape({1, 1, 2, 3}), .dt = dt.reshape({1, 1, 2}), .A_log = A_log,

@@ -5,7 +5,8 @@ source "$(dirname "$0")/script.sh"
 export OMP_NUM_THREADS=1
 
 flags=(--device cpu --text "$source_folder/core" --steps 120 --batch 8 --micro-batch 2 --time 32 --layers 2
-  --d-model 32 --d-state 8 --head-dim 16 --validate-every 60 --save-every 30 --validation-share 0.2 --dropout 0.1 --threads 1)
+  --d-model 32 --d-state 8 --head-dim 16 --validate-every 60 --save-every 30 --validation-share 0.2 --dropout 0.1
+  --threads 1)
 wrong() { fault "$*; it said: $(cat out.log err.log)"; }
 # runs RANKS STATUS FLAGS...
 runs() {

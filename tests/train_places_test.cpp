@@ -43,7 +43,8 @@ std::vector<Batch> batches(int64_t step) {
       int32_t token = 0;
       for (int64_t t = 0; t < time_; ++t) {
         const uint64_t drawn = random.bits(static_cast<uint64_t>((first + r) * time_ + t));
-        const auto next = static_cast<int32_t>(drawn % 8 == 0 ? drawn / 8 % vocabulary : (5 * static_cast<uint64_t>(token) + 7) % vocabulary);
+        const auto next = static_cast<int32_t>(drawn % 8 == 0 ? drawn / 8 % vocabulary
+                                                              : (5 * static_cast<uint64_t>(token) + 7) % vocabulary);
         b.tokens.data<int32_t>()[r * time_ + t] = token;
         b.targets.data<int32_t>()[r * time_ + t] = token = next;
         if (r == 1 && t >= 40) b.document.data<int32_t>()[r * time_ + t] = 1;  // two documents in one row
@@ -197,8 +198,9 @@ TEST_CASE("train places: decoding token by token equals the forward pass") {
     Tensor logits = t.model.prefill(contiguous(here.slice_last(0, prompt)), state);
     double most = 0;
     for (int64_t i = prompt;; ++i) {
-      most = std::max(most, relative_rms(to_device(logits, Device::cpu),
-                                         to_device(contiguous(all.slice_last((i - 1) * vocabulary, i * vocabulary)), Device::cpu)));
+      most = std::max(
+          most, relative_rms(to_device(logits, Device::cpu),
+                             to_device(contiguous(all.slice_last((i - 1) * vocabulary, i * vocabulary)), Device::cpu)));
       if (i == time) break;
       logits = t.model.step(contiguous((i % 2 == 0 ? here : tokens).slice_last(i, i + 1)).reshape({batch}), state);
     }

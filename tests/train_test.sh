@@ -43,7 +43,8 @@ refuses 1 'step 11: the gradient was not finite ten times in a row, last with sa
 
 # Two processes with the default batch, and the CPU without a word asked, though one process would take a GPU.
 OMP_NUM_THREADS=1 mpirun -n 2 --bind-to none --oversubscribe "$recipes/train" --text "$source_folder/core" --steps 2 \
-  --time 32 --layers 1 --validation-share 0.2 --out two >two.log 2>&1 || fault "two processes do not train: $(cat two.log)"
+  --time 32 --layers 1 --validation-share 0.2 --out two >two.log 2>&1 ||
+  fault "two processes do not train: $(cat two.log)"
 grep -q '^computing on the CPU in f32, 2 processes of 1 thread$' two.log || fault "not on the CPU: $(cat two.log)"
 
 # Bad text names file and line and leaves no shard.

@@ -10,12 +10,12 @@
 //   dcs_i = Σ_j W_ij - Σ_k W_ki + e^{cs_i} dy_i·(S C_i) - τ_i,    and dcs_Q gets Σ_j τ_j + e^{cs_Q} <G, S>
 //   da_t = Σ_{i>=t} dcs_i,    dΔ_t = u_t·x_t + A da_t
 //
-// Row and column sums of W are taken of the same numbers, in T: what is left of their difference is the rounding of sums
-// of a chunk's length. In f32 the gradient of dt keeps 3e-7, those of A_log and dt_bias, whose terms over the tokens
-// cancel, a few 1e-6 (tests/ssd_test.cpp). From dcs on, sums over time and products with A are wide.
+// Row and column sums of W are taken of the same numbers, in T: what is left of their difference is the rounding of
+// sums of a chunk's length. In f32 the gradient of dt keeps 3e-7, those of A_log and dt_bias, whose terms over the
+// tokens cancel, a few 1e-6 (tests/ssd_test.cpp). From dcs on, sums over time and products with A are wide.
 //
-// Two passes: one backward in time for G, over (row, head); then every chunk and group by itself, its heads in order, so
-// that sums over heads have one order whatever the number of threads.
+// Two passes: one backward in time for G, over (row, head); then every chunk and group by itself, its heads in order,
+// so that sums over heads have one order whatever the number of threads.
 #include "adder/core/error.h"
 #include "adder/kernels/blas.h"
 #include "adder/kernels/ssd/chunks.h"

@@ -15,8 +15,8 @@ inline constexpr int P_tile = 64;  // channels of a head, with zeros behind them
 __device__ inline bool is_cut(float delta, float A) { return delta * A < least_a; }
 __device__ inline float log_decay(float delta, float A) { return is_cut(delta, A) ? least_a : delta * A; }
 
-/// A masked weight. Weights are exponentials times Δ, never negative because dt_min is not; a NaN is not masked. Only with
-/// documents is any masked.
+/// A masked weight. Weights are exponentials times Δ, never negative because dt_min is not; a NaN is not masked. Only
+/// with documents is any masked.
 inline constexpr float masked = -1;
 template <bool documents>
 __device__ float times(float weight, float x) {
@@ -33,7 +33,7 @@ __device__ inline float power_of_2(float x) {
 struct Decays {
   Tensor delta;  // f32 [batch, chunk, head, Q]: Δ_t
   Tensor sum;    // as delta: cs_t log2(e) from the start of the chunk, this token included
-  Tensor start;  // i32 [batch, time]: the first token of this one's document, -1 in a row's first; undefined: no documents
+  Tensor start;  // i32 [batch, time]: its document's first token, -1 in a row's first; undefined: no documents
   Decays(Cuda on, const Ssd& op);
 };
 

@@ -213,7 +213,12 @@ void forward(Cuda on, const Ssd& op, const SsdResult& to) {
   const Decays decays(on, op);
   const Problem p(op, decays);
   const Tensor states = state_tiles(p);
-  sweep(on, p, {.x = op.x, .B = op.B, .begin = op.has_initial_state ? to.states : Tensor(), .states = states, .end = to.final_state});
+  sweep(on, p,
+        {.x = op.x,
+         .B = op.B,
+         .begin = op.has_initial_state ? to.states : Tensor(),
+         .states = states,
+         .end = to.final_state});
   const int64_t splits = head_splits(p, 3168);  // some eight waves, so that the last one costs little
   const Arguments a{.p = p,
                     .x = Tokens(op.x),

@@ -17,7 +17,7 @@ struct Walk {
   const float* begin;  // [batch, head, segment, P, N], or null: zero
   bf16* states;        // or null
   float* end;          // as begin, or null
-  float* decay;        // [batch, head, segment]: what is left of the segment's first state at its end, or masked; or null
+  float* decay;  // [batch, head, segment]: what is left of the segment's first state at its end, or masked; or null
   bool reverse;
 };
 

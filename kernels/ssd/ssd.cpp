@@ -70,10 +70,11 @@ std::array<Tensor, 2> Ssd::forward() {
   const Device device = x.device();
   const int64_t heads = x.size(2), width = x.size(3), state = B.size(3);
   const int64_t kept = on(device, [&](auto backend) { return ssd_states(backend, *this); });
-  const SsdResult to{.y = empty_like(x),
-                     .final_state = final_state ? Tensor({x.size(0), heads, width, state}, A_log.dtype(), device) : Tensor(),
-                     .states = Tensor({kept, heads, width, state}, A_log.dtype(), device),
-                     .ungated = z ? Tensor(x.shape(), A_log.dtype(), device) : Tensor()};
+  const SsdResult to{
+      .y = empty_like(x),
+      .final_state = final_state ? Tensor({x.size(0), heads, width, state}, A_log.dtype(), device) : Tensor(),
+      .states = Tensor({kept, heads, width, state}, A_log.dtype(), device),
+      .ungated = z ? Tensor(x.shape(), A_log.dtype(), device) : Tensor()};
   on(device, [&](auto backend) { ssd_forward(backend, *this, to); });
   initial_state = {};
   states = to.states;

@@ -117,7 +117,8 @@ TEST_CASE("communicator: tensors of more than 2^31 bytes, where ADDER_LARGE asks
   const Tensor x({n}, DType::f32);
   const auto right = [&](double expected) {
     int64_t wrong = 0;
-    for (int64_t i = 0; i < n; ++i) wrong += x.data<float>()[i] != static_cast<float>(expected + static_cast<double>(i % 1021));
+    for (int64_t i = 0; i < n; ++i)
+      wrong += x.data<float>()[i] != static_cast<float>(expected + static_cast<double>(i % 1021));
     return wrong == 0;
   };
   const auto start = [&](double value) {
