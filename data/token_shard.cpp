@@ -189,6 +189,7 @@ struct TokenShardWriter::State {
     const Handle set = file.dataset("tokens", type, offsets.back()), all(H5Dget_space(set), H5Sclose);
     std::vector<char> block(block_bytes);
     std::vector<uint32_t> crcs;
+    check(fflush(waiting) == 0, "{}: tokens cannot be written ({})", path, std::strerror(errno));
     rewind(waiting);
     for (hsize_t first = 0; first < offsets.back();) {
       const hsize_t count = std::min<hsize_t>(block.size() / width, offsets.back() - first);

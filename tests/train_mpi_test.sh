@@ -5,8 +5,8 @@ source "$(dirname "$0")/script.sh"
 export OMP_NUM_THREADS=1
 
 flags=(--device cpu --text "$source_folder/core" --steps 120 --batch 8 --micro-batch 2 --time 32 --layers 2
-  --d-model 32 --d-state 8 --head-dim 16 --validate-every 60 --save-every 30 --validation-share 0.2 --dropout 0.1
-  --threads 1)
+  --d-model 32 --d-state 8 --head-dim 16 --learning-rate 1e-3 --validate-every 60 --save-every 30
+  --validation-share 0.2 --dropout 0.1 --threads 1)
 wrong() { fault "$*; it said: $(cat out.log err.log)"; }
 # runs RANKS STATUS FLAGS...
 runs() {
@@ -18,13 +18,15 @@ runs() {
 says() { [[ $(cat out.log err.log | grep -cE -- "$2") == "$1" ]] || wrong "not $1 times \"$2\""; }
 numbers() { sed -nE "s/.*\"step\":([0-9]+).*\"$2\":([-0-9.e+]+).*/\1 \2/p" "$1/metrics.jsonl"; }
 
-# The losses of two runs, step by step, within 1e-5: what "the same run" means in f32 across numbers of ranks.
+# The losses of two runs, step by step, within 1e-5 over 50 steps: what "the same run" means in f32 across numbers of
+# ranks. What the order of a sum changed keeps growing, so 1e-4 behind them.
 same() {
   local metric
   for metric in loss validation_loss validation_nats_per_byte; do
     [[ $(numbers "$1" $metric | wc -l) -gt 0 ]] || wrong "$1 has no $metric"
     paste -d' ' <(numbers "$1" $metric) <(numbers "$2" $metric) |
-      awk '$1 != $3 || $2 - $4 > 1e-5 || $4 - $2 > 1e-5 { print "step", $1, $2, "and", $4; bad = 1 }
+      awk '{ most = $1 > 50 ? 1e-4 : 1e-5 }
+        $1 != $3 || $2 - $4 > most || $4 - $2 > most { print "step", $1, $2, "and", $4; bad = 1 }
         END { exit bad }' ||
       wrong "$metric of $1 and $2 differ"
   done
@@ -60,7 +62,7 @@ runs 3 1 "${flags[@]}" --out three --data one/data
 says 1 'a batch of 8 cannot be cut into micro-batches of 2 on 3 ranks'
 says 1 '^error'
 runs 2 2 "${flags[@]}" --out two --data one/data --learning-rate 1
-says 1 'learning-rate was 0.01 and is now 1'
+says 1 'learning-rate was 0.001 and is now 1'
 says 1 '^error'
 cp -r two hurt
 truncate -s 1000 hurt/checkpoints/step_00000120/rank_0001.h5
