@@ -2,6 +2,7 @@
 
 #include "adder/core/error.h"
 #include "adder/core/json.h"
+#include "adder/distributed/environment.h"
 #include "adder/distributed/machine.h"
 
 #include <fcntl.h>
@@ -47,11 +48,10 @@ std::string now_utc() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(
 
 Json versions() {
   Json json;
-#ifdef ADDER_VERSION
   json["adder"] = ADDER_VERSION;
-#endif
   json["compiler"] = __VERSION__;
   json["fmt"] = fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100);
+  json["mpi"] = library_version();
   return json;
 }
 

@@ -22,19 +22,23 @@ struct Corpus {
 };
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
-/// any, from text found on this machine. One rank makes them, the others wait.
+/// any, from text found on this machine. One rank makes them, the others wait. Shards of other text are refused, or made
+/// again if `anew`.
 inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
-                             Run& run) {
+                             bool anew, Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
   const std::string origin = text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " "));
   const std::string note = folder + "/made_from",
                     made_from = fmt::format("{} (validation share {})", origin, validation_share);
   if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) {
     std::string before;
-    if (std::ifstream file(note); std::getline(file, before))
-      check(before == made_from, "{} was made from {}, not from {}; choose another folder with --data", folder, before,
-            made_from);
-    return corpus;
+    const bool other = [&] {
+      std::ifstream file(note);
+      return std::getline(file, before) && before != made_from;
+    }();
+    check(!other || anew, "{} was made from {}, not from {}; choose another folder with --data", folder, before,
+          made_from);
+    if (!other) return corpus;
   }
   run.mesh().world.barrier();  // every rank has seen that they are missing
   if (run.mesh().world.rank() != 0) {
@@ -43,6 +47,7 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
   }
   const auto say = [&](const std::string& line) { run.say(line); };
   std::filesystem::create_directories(folder);
+  for (const std::string& shard : {corpus.train, corpus.validation}) std::filesystem::remove(shard);
   OutputFile file(note);
   file.write(made_from + "\n");
   file.commit();

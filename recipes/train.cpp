@@ -81,11 +81,12 @@ Schedule schedule(const Options& o) {
 
 int main(int argc, char** argv) try {
   Options o;
-  Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 200, .save_every = 200});
+  Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 500, .save_every = 200});
   o.micro_batch = std::min(o.micro_batch, std::max<int64_t>(1, o.batch / run.mesh().data.size()));
   const Schedule rate = schedule(o);
   const Corpus corpus =
-      prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share, run);
+      prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share,
+                     o.data.empty() && run.fresh(), run);
   const ByteTokenizer tokenizer;
   o.model.vocabulary = tokenizer.vocabulary();
 
@@ -137,12 +138,16 @@ int main(int argc, char** argv) try {
     const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
     run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})",
                         v.nats_per_byte, v.nats_per_byte / std::numbers::ln2, counts));
-    const auto page = layers::generate(
-        model, from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device()),
-        {.tokens = 1500, .end = tokenizer.end_of_document(), .sampler = {.temperature = 0.8, .seed = run.seed()}});
-    Utf8Stream text;
-    run.say("\nA text by the model, from its first byte:");
-    run.say(text.add(tokenizer.decode(page[0])) + text.finish() + "\n");
+    run.say("\nTexts by the model, from their first bytes:");
+    const Tensor start = from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device());
+    for (int64_t left = 1500, text = 0; left > 0; ++text) {  // bytes of a page
+      const auto tokens = layers::generate(
+          model, start, {.tokens = left, .end = tokenizer.end_of_document(),
+                         .sampler = {.temperature = 0.8, .seed = run.seed() + static_cast<uint64_t>(text)}})[0];
+      Utf8Stream utf8;
+      run.say(utf8.add(tokenizer.decode(tokens)) + utf8.finish() + "\n");
+      left -= static_cast<int64_t>(tokens.size());
+    }
     run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() +
             " --prompt 'The '");
   }

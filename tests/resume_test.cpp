@@ -50,10 +50,10 @@ struct Training {
   }
 };
 
-std::string write_shard(const std::string& path) {
+std::string write_shard(const std::string& path, uint64_t seed = 1) {
   const ByteTokenizer tokenizer;
   TokenShardWriter writer(path, {.tokenizer = tokenizer.name(), .vocabulary = 257, .end_of_document = 256});
-  const Random random(1, "text");
+  const Random random(seed, "text");
   for (uint64_t d = 0; d < 12; ++d) {
     std::string text;
     for (uint64_t i = 0; i < 40 + 17 * d; ++i) text += static_cast<char>('a' + random.bits(d * 1000 + i) % 7);
@@ -107,4 +107,6 @@ TEST_CASE("resume: another seed, time or shard is refused by name") {
   TokenFile longer(shard, {.batch = 4, .micro_batch = 2, .time = 25, .seed = 5});
   CHECK_THROWS_WITH(Checkpoint(run, {state(params), longer.state()}),
                     ContainsSubstring("saved with the time 24, not 25"));
+  TokenFile elsewhere(write_shard(folder / "other.h5", 2), {.batch = 4, .micro_batch = 2, .time = 24, .seed = 5});
+  CHECK_THROWS_WITH(Checkpoint(run, {state(params), elsewhere.state()}), ContainsSubstring("shard"));
 }

@@ -122,6 +122,8 @@ TEST_CASE("run: the folder holds run.json, metrics of every step and a curve") {
   CHECK(json.at("starts").values()[0].at("command") == "build/train --rate 0.5 --seed 7 --threads 1");
   CHECK(json.at("starts").values()[0].at("threads") == 1);
   CHECK(json.at("starts").values()[0].at("host") == host_name());
+  const Json& versions = json.at("versions");
+  for (const char* name : {"adder", "compiler", "fmt", "mpi"}) CHECK(!versions.at(name).string().empty());
 
   const auto metrics = lines(folder.path + "/metrics.jsonl");
   REQUIRE(metrics.size() == 3);

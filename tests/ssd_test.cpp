@@ -2,6 +2,7 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/core/memory.h"
+#include "adder/kernels/elementwise.h"
 #include "adder/kernels/ssd/ssd.h"
 #include "adder/kernels/view.h"
 
@@ -177,13 +178,16 @@ TEST_CASE("ssd: chunked equals the token recurrence equals the quadratic form") 
     }
 }
 
-TEST_CASE("ssd: 4096 tokens, chunked equals recurrent") {
+TEST_CASE("ssd: 4096 tokens, chunked equals recurrent equals quadratic") {
   const auto t = inputs_of(
       {.batch = 1, .time = 4096, .heads = 2, .width = 4, .groups = 1, .state = 3, .initial = true, .dt_mean = -4});
   const auto [y, last] = run(t, {}, 0);
   const auto [y_r, last_r] = recurrence(op_of(t));
   CHECK(relative_rms(y, y_r) < rounding);
   CHECK(relative_rms(last, last_r) < rounding);
+  auto alone = t;  // the quadratic form knows no state
+  alone[8] = {};
+  CHECK(relative_rms(run(alone, {}, 0)[0], quadratic(op_of(alone))) < rounding);
 }
 
 TEST_CASE("ssd: extreme decays and time steps stay exact") {
@@ -320,6 +324,8 @@ TEST_CASE("ssd: any split with carried state equals one run, gradients too") {
     const auto outputs = run(whole, document, 8);
     backward(outputs, std::array{dy, dlast});
   }
+  std::array<Tensor, 9> shared;  // gradients of what tokens share: sums over the rows and parts
+  const auto add = [](Tensor& sum, const Tensor& t) { sum = sum ? apply(Add{.a = sum, .b = t}) : clone(t); };
   // Rows are cut along time: the batch is taken row by row.
   for (const int64_t b : {0, 1}) {
     const auto rows = [&](const Tensor& t, int64_t begin, int64_t end) {
@@ -352,7 +358,9 @@ TEST_CASE("ssd: any split with carried state equals one run, gradients too") {
       CHECK(relative_rms(gradient(second[i]), batched(rows(gradient(whole[i]), cut, time))) < rounding);
     }
     CHECK(relative_rms(gradient(first[8]), gradient(whole[8]).slice_first(b, b + 1)) < rounding);
+    for (size_t i : {2, 5, 7}) add(shared[i], gradient(first[i]));
   }
+  for (size_t i : {2, 5, 7}) CHECK(relative_rms(shared[i], gradient(whole[i])) < rounding);
 }
 
 TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own") {
@@ -371,6 +379,8 @@ TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own")
   const auto [y_p, last_p] = run(t, document, 16);
   const Tensor dy = random_normal(y.shape(), 3);
   backward({&y_p, 1}, {&dy, 1});
+  std::vector<Tensor> shared = {t[2].detach(), t[5].detach(), t[7].detach()};  // one leaf for all documents
+  for (Tensor& x : shared) x = leaf(x);
   for (int d = 0; d < 4; ++d) {
     const int64_t begin = bounds[d], end = bounds[d + 1];
     std::vector<Tensor> alone;
@@ -379,6 +389,7 @@ TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own")
       const bool timed = i == 0 || i == 1 || i == 3 || i == 4;
       const auto tokens = [&] { return x.reshape(x.shape().axes(1, x.rank())).slice_first(begin, end); };
       alone.push_back(timed ? leaf(tokens().reshape(x.shape().with(1, end - begin))) : x);
+      if (i == 2 || i == 5 || i == 7) alone.back() = shared[i / 3];
     }
     const auto rows = [&](const Tensor& x) {
       return x.reshape(x.shape().axes(1, x.rank())).slice_first(begin, end).reshape(x.shape().with(1, end - begin));
@@ -394,6 +405,8 @@ TEST_CASE("ssd: packed documents equal separate ones, and NaN stays in its own")
     for (size_t i : {0, 1, 3, 4}) CHECK(relative_rms(rows(gradient(t[i])), gradient(alone[i])) < rounding);
     if (d == 3) CHECK(relative_rms(last_p, last_alone) < rounding);
   }
+  for (size_t i : {2, 5, 7})
+    if (!poison) CHECK(relative_rms(gradient(shared[i / 3]), gradient(t[i])) < rounding);
 }
 
 TEST_CASE("ssd: the step kernel equals forward at every position") {

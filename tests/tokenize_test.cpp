@@ -1,9 +1,11 @@
 #include "adder/core/error.h"
 #include "adder/data/token_shard.h"
 #include "adder/data/tokenize.h"
+#include "adder/tests/temporary_folder.h"
 
 #include "catch.h"
-#include "adder/tests/temporary_folder.h"
+
+#include <fmt/core.h>
 
 #include <set>
 
@@ -61,6 +63,19 @@ TEST_CASE("tokenize: the split covers every document and does not depend on thei
   CHECK(train.size() + validation.size() == 2000);
   CHECK(report.train_documents == static_cast<int64_t>(train.size()));
   CHECK(std::abs(report.validation_documents - 100) < 49);  // 5 standard deviations of 2000 draws of 5 %
+}
+
+TEST_CASE("tokenize: every source that is large enough has a document to validate with") {
+  const TemporaryFolder folder;
+  std::string text;
+  for (int source = 0; source < 30; ++source)
+    for (int i = 0; i < (source < 20 ? 12 : 1); ++i)
+      text += fmt::format(R"({{"text":"document {} of {}","meta":{{"pile_set_name":"{}"}}}})", i, source, source) + "\n";
+  const auto report = tokenize({folder.write("x.jsonl", text)}, folder / "t.h5", folder / "v.h5", {.validation = 0.1});
+  const TokenShard shard(folder / "v.h5", ByteTokenizer().name());
+  std::set<std::string> sources(shard.sources().begin(), shard.sources().end());
+  for (int source = 0; source < 20; ++source) CHECK(sources.contains(std::to_string(source)));
+  CHECK(report.validation_documents < 60);  // 12 documents, of which a tenth or one
 }
 
 TEST_CASE("tokenize: few documents still give one to validate with, a single one is refused") {

@@ -36,6 +36,15 @@ refuses 1 'cannot be cut into heads of 7' train "${small[@]}" --out heads --head
 after=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
 [[ $before == "$after" ]] || fault "a refused command changed the run folder"
 
+# Other text is refused, and with --fresh the shards are made of it; each source has its own line of validation.
+mkdir anew
+cp -r whole/data anew/data
+refuses 1 'choose another folder with --data' train "${small[@]}" --text "$source_folder/optim" --out anew
+"$recipes/train" "${small[@]}" --text "$source_folder/optim" --out anew --fresh >anew.log || fault "$(cat anew.log)"
+for source in core optim; do
+  grep -q "\"validation_nats_per_byte/$source\"" anew/metrics.jsonl || fault "no validation of $source: $(cat anew.log)"
+done
+
 # A run that diverges says so, and saves nothing, though its tenth lost step is the last one and one to save.
 refuses 1 'step 11: the gradient was not finite ten times in a row, last with samples 40 to 43' train "${small[@]}" \
   --out lost --learning-rate 1e30 --warmup 0 --clip 0 --steps 11 --save-every 11 --validate-every 0
