@@ -54,8 +54,9 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
   if (text.empty()) {
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");
+    const std::string repository = ADDER_SOURCE;  // where this was built, if it is still there
     for (const SourceReport& source :
-         write_machine_text(text[0], {.repository = std::filesystem::exists("CMakeLists.txt") ? "." : ""}))
+         write_machine_text(text[0], {.repository = std::filesystem::exists(repository) ? repository : ""}))
       say("  " + source.line());
   }
   int64_t next = 64'000'000;
