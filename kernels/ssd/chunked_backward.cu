@@ -109,9 +109,9 @@ struct Warp {
   }
 
   // Step 1. A block of 16 x 16 above the diagonal is nothing.
-  __device__ void scores(const Left (&dy)[4], const typename Shared<N_tile>::Stage& s, const float* delta,
+  __device__ void scores(const Left (&dy)[4], typename Shared<N_tile>::Stage& s, const float* delta,
                          const float* sum, Parts& parts) {
-    const Tile<P_tile> x{const_cast<bf16*>(s.x)};
+    const Tile<P_tile> x{s.x};
     const Tile<Q> to{shared.scores};
     const float cs[2] = {sum[r[0]], sum[r[1]]};
     float rows[2] = {0, 0}, columns[8] = {};
@@ -157,10 +157,10 @@ struct Warp {
   }
 
   // Step 2, for tokens j of its rows and its half of P.
-  __device__ void inputs(const typename Shared<N_tile>::Stage& s, const float (&to_end)[2], const float (&delta)[2],
+  __device__ void inputs(typename Shared<N_tile>::Stage& s, const float (&to_end)[2], const float (&delta)[2],
                          int64_t h, Parts& parts) const {
-    const Tile<P_tile> x{const_cast<bf16*>(s.x)}, dy{const_cast<bf16*>(s.dy)}, out{shared.dx};
-    const Tile<N_tile> G{const_cast<bf16*>(s.G)}, B{shared.B};
+    const Tile<P_tile> x{s.x}, dy{s.dy}, out{shared.dx};
+    const Tile<N_tile> G{s.G}, B{shared.B};
     const Tile<Q> M{shared.scores};
     float u[4][4] = {};
 #pragma unroll
@@ -232,9 +232,9 @@ struct Warp {
   }
 
   // Steps 3 and 4: gradient += factor ⊙ (rows state), and dots = the same times `with`, row by row.
-  __device__ void through_state(const Left (&rows)[4], const bf16* state, const float (&factor)[2], const bf16* with,
+  __device__ void through_state(const Left (&rows)[4], bf16* state, const float (&factor)[2], bf16* with,
                                 float (&gradient)[tiles][4], float (&dots)[2][Q]) const {
-    const Tile<N_tile> S{const_cast<bf16*>(state)}, other{const_cast<bf16*>(with)};
+    const Tile<N_tile> S{state}, other{with};
     float dot[2] = {0, 0};
 #pragma unroll
     for (int t = 0; t < tiles; t += 2) {
@@ -266,8 +266,8 @@ struct Warp {
   }
 
   // <G, S>, this warp's part: the diagonal of products of 16 rows of S with the same rows of G.
-  __device__ void states_dot(const typename Shared<N_tile>::Stage& s, Parts& parts) const {
-    const Tile<N_tile> S{const_cast<bf16*>(s.S)}, G{const_cast<bf16*>(s.G)};
+  __device__ void states_dot(typename Shared<N_tile>::Stage& s, Parts& parts) const {
+    const Tile<N_tile> S{s.S}, G{s.G};
     float product[2][4] = {};
 #pragma unroll
     for (int k = 0; k < N_tile / 2; k += 16) {
@@ -285,12 +285,12 @@ struct Warp {
   }
 
   __device__ void head(int64_t b, int64_t chunk, int64_t h, int64_t k) {
-    const auto& s = shared.stage[k % 2];
+    auto& s = shared.stage[k % 2];
     const float *delta = shared.delta[k % 16], *sum = shared.sum[k % 16];
     Parts& parts = shared.parts[k % 9];
     Left rows[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{const_cast<bf16*>(s.dy)}, row, i * 16);
+    for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{s.dy}, row, i * 16);
     scores(rows, s, delta, sum, parts);
     float from_start[2], to_end[2], leaving[2], step[2];
 #pragma unroll
@@ -305,7 +305,7 @@ struct Warp {
     inputs(s, to_end, step, h, parts);
     store_dx(b, chunk, h);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{const_cast<bf16*>(s.x)}, row, i * 16);
+    for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{s.x}, row, i * 16);
     through_state(rows, s.G, leaving, shared.B, dB, parts.leave);
     states_dot(s, parts);
   }

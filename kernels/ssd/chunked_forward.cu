@@ -73,9 +73,9 @@ struct Rows {
   }
 
   // e^{cs_i} S C_i of every row: y[p / 8] are sums.
-  __device__ void through_state(const typename Shared<N_tile>::Stage& s, const float (&from_start)[2],
+  __device__ void through_state(typename Shared<N_tile>::Stage& s, const float (&from_start)[2],
                                 float (&y)[8][4]) const {
-    const Tile<N_tile> state{const_cast<bf16*>(s.state)};
+    const Tile<N_tile> state{s.state};
 #pragma unroll
     for (int k = 0; k < N_tile / 16; ++k)
 #pragma unroll
@@ -91,8 +91,8 @@ struct Rows {
   }
 
   // Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
-  __device__ void through_scores(const typename Shared<N_tile>::Stage& s, const int* document, float (&y)[8][4]) const {
-    const Tile<P_tile> x{const_cast<bf16*>(s.x)};
+  __device__ void through_scores(typename Shared<N_tile>::Stage& s, const int* document, float (&y)[8][4]) const {
+    const Tile<P_tile> x{s.x};
     const int r = first + lane() / 4, q = lane() % 4 * 2;
     const float cs[2] = {s.sum[r], s.sum[r + 8]};
     const int own[2] = {document[r], document[r + 8]};
@@ -124,10 +124,10 @@ struct Rows {
 };
 
 // + D x, through the gate, rounded, and out by whole pieces. A warp touches its own rows of the tile alone.
-__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, const bf16* x_tile, bf16* y_tile,
+__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, bf16* x_tile, bf16* y_tile,
                        int first, float (&y)[8][4]) {
   const Problem& p = a.p;
-  const Tile<P_tile> x{const_cast<bf16*>(x_tile)}, tile{y_tile};
+  const Tile<P_tile> x{x_tile}, tile{y_tile};
   const int rows = p.tokens_of(chunk);
   const int64_t token = b * p.time + chunk * Q;
   const auto out = [&](bf16* to) {
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Ar
     wait_for_copies();
     __syncthreads();  // this stage is there, and nobody reads the other one
     if (k + 1 < heads) load_stage<N_tile>(a, b, chunk, h0 + k + 1, shared.stage[(k + 1) % 2]);
-    const auto& stage = shared.stage[k % 2];
+    auto& stage = shared.stage[k % 2];
     const float from_start[2] = {enters[0] ? power_of_2(stage.sum[r]) : masked,
                                  enters[1] ? power_of_2(stage.sum[r + 8]) : masked};
     float y[8][4] = {};

@@ -90,15 +90,15 @@ struct State {
   }
 
   // S = decay S + Σ_j (w_j x_j) B_jᵀ
-  __device__ void update(float decay, const typename Shared<N_tile>::Stage& stage, const float* weight) {
+  __device__ void update(float decay, typename Shared<N_tile>::Stage& stage, const float* weight) {
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
       for (int t = 0; t < 2 * pairs; ++t)
 #pragma unroll
         for (int i = 0; i < 4; ++i) s[m][t][i] = times<documents>(decay, s[m][t][i]);
-    const Tile<P_tile> x{const_cast<bf16*>(stage.x)};
-    const Tile<N_tile> B{const_cast<bf16*>(stage.B)};
+    const Tile<P_tile> x{stage.x};
+    const Tile<N_tile> B{stage.B};
 #pragma unroll
     for (int k = 0; k < Q; k += 16) {
       Left a[2] = {left_transposed(x, p0, k), left_transposed(x, p0 | 16, k)};
