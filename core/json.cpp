@@ -161,7 +161,10 @@ const Json& Json::at(std::string_view name) const {
 }
 
 Json& Json::operator[](std::string_view name) {
-  if (const Json* const value = find(name)) return const_cast<Json&>(*value);
+  if (auto* const fields = std::get_if<Object>(&value_)) {
+    const auto found = std::find_if(fields->rbegin(), fields->rend(), [&](const auto& f) { return f.first == name; });
+    if (found != fields->rend()) return found->second;
+  }
   push_back(std::string(name), {});
   return std::get<Object>(value_).back().second;
 }
