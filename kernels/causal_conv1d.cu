@@ -107,7 +107,8 @@ void causal_conv1d_forward(Cuda on, const CausalConv1d& conv, const Tensor& y, c
     const Operands<T> p(conv);
     const Rows<T> to(y);
     if (p.can_walk() && to.whole()) {
-      const int64_t across = (p.channels + columns<T> - 1) / columns<T>, rows = (p.batch * p.tiles() + warps - 1) / warps;
+      const int64_t across = (p.channels + columns<T> - 1) / columns<T>;
+      const int64_t rows = (p.batch * p.tiles() + warps - 1) / warps;
       with_shape(p.width, p.silu, [&](auto width, auto with_silu) {
         launch(walk<T, width(), with_silu()>, blocks(rows * across, 1), dim3(32, warps), 0, on, p, p.tiles(), to);
       });

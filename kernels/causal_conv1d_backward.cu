@@ -61,15 +61,16 @@ struct Back {
   Walker<T, width>& at;
   Sums<T, width>& sums;
   const Taps<T, width> w;
-  // Tokens are counted from the tile's first: those before `known` have a g, and the gradient of the final state holds
-  // something for those from `last_inputs` on.
-  int stop, known, last_inputs;
+  // Tokens are counted from the tile's first: those before `known` have a g, the gradient of the final state holds
+  // something for those from `last_inputs` on, and those before `plain` are the tile's and only dx is to be written.
+  int stop, known, last_inputs, plain;
   T* to;
   int stride;
 
   __device__ Back(const Backward<T>& p_, Walker<T, width>& at_, Sums<T, width>& sums_, int known_)
       : p(p_), at(at_), sums(sums_), w(p.in, at.c), stop(at.count + past), known(known_) {
     last_inputs = p.dfinal ? static_cast<int>(min(p.in.final_begin(at.b) - at.begin, int64_t{stop})) : stop;
+    plain = p.dx && !p.add_to_dx ? min(at.count, min(known, last_inputs)) : 0;
     to = p.dx(at.b * p.in.time + at.begin, at.c);
     stride = static_cast<int>(p.dx.stride);
     at.look_back(p.in);
@@ -117,7 +118,7 @@ struct Back {
       wait_for_group();
       const Lanes<T>*const pieces = x(t), *const dpieces = dy(t);
       const bool cut = documents % (1 << group) != 0 || recent % (1 << (past - 1)) != 0;
-      if (p.dx && !p.add_to_dx && !cut && t >= past && t + group <= min(at.count, min(known, last_inputs))) {
+      if (!cut && t >= past && t + group <= plain) {
         recent <<= group;
 #pragma unroll
         for (int i = 0; i < group; ++i) {
