@@ -1,7 +1,8 @@
 // Forward and the decoding step.
 // Floor, N = batch x time x channels, bf16: 4 N bytes (x in, y out) at memory speed; walkers read width - 1 of 64
-// tokens twice. A step moves width rows in and width out. Plain kernels read every input width times, out of cache.
-#include "adder/kernels/causal_conv1d.cuh"
+// tokens twice. Instructions come second: some 15 an element at width 4, half of what the memory's time allows. A step
+// moves width rows in and width out. Plain kernels read every input width times, out of cache.
+#include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
 
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(32 * warps, forward_blocks) walk(Operands<T> p
       }
     }
   }
+  mma::wait_for_copies();
 }
 
 template <class T>

@@ -1,9 +1,9 @@
 // Backward.
-// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Walkers read 3 x (width - 1)
-// of 64 tokens twice, mostly out of cache, and write 4 (width + 1) bytes of partial sums per channel and 256 tokens,
-// which are read once more. Instructions come second: some 30 an element, half of what the memory's time allows. The
-// plain kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
-#include "adder/kernels/causal_conv1d.cuh"
+// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Walkers read width - 1 of 64
+// tokens twice, of x three times, and write 4 (width + 1) bytes of partial sums per channel and 256 tokens, which are
+// read once. Instructions come second: some 31 an element at width 4, half of what the memory's time allows. The plain
+// kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
+#include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
 
@@ -152,8 +152,9 @@ __global__ void __launch_bounds__(32 * warps, backward_blocks) walk(Backward<T> 
     const int64_t row = at.b * p.in.time + at.begin;
     const int known = p.dy ? static_cast<int>(min(p.in.time - at.begin, int64_t{at.count + width - 1})) : 0;
     Lanes<T>(*const room)[depth][32] = waiting[threadIdx.y];
-    const Stream<T> x{&room[0][0][threadIdx.x], p.in.x(row, at.c), static_cast<int>(p.in.x.stride), known};
-    const Stream<T> dy{&room[1][0][threadIdx.x], p.dy(row, at.c), static_cast<int>(p.dy.stride), known};
+    const T *const from = p.in.x(row, at.c), *const dfrom = p.dy ? p.dy(row, at.c) : from;  // without dy not read
+    const Stream<T> x{&room[0][0][threadIdx.x], from, static_cast<int>(p.in.x.stride), known};
+    const Stream<T> dy{&room[1][0][threadIdx.x], dfrom, static_cast<int>(p.dy.stride), known};
 #pragma unroll
     for (int t = 0; t < ahead; t += group) {
       x.ask(t);
@@ -161,6 +162,7 @@ __global__ void __launch_bounds__(32 * warps, backward_blocks) walk(Backward<T> 
       mma::commit_copies();
     }
     Back<T, width, with_silu>(p, at, sums, known).walk(x, dy);
+    mma::wait_for_copies();  // past the tile they write zeros
   }
   if (p.partial == nullptr) return;
 
