@@ -1,8 +1,8 @@
 // Backward.
-// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Walkers read width - 1 of 64
-// tokens twice, of x three times, and write 4 (width + 1) bytes of partial sums per channel and 256 tokens, which are
-// read once. Instructions come second: some 31 an element at width 4, half of what the memory's time allows. The plain
-// kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
+// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Of 64 tokens walkers read
+// 2 (width - 1) of x and width - 1 of dy twice, and they write 4 (width + 1) bytes of partial sums per channel and 256
+// tokens, which are read once. Instructions come second: some 31 an element at width 4, half of what the memory's time
+// allows. The plain kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
 #include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
