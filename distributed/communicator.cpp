@@ -182,9 +182,10 @@ void Communicator::reduce_tail(const Tensor& x, Reduce reduce) const {
 void Communicator::all_reduce(const Tensor& x, Reduce reduce) const {
   require("all_reduce", x, size_);
   if (size_ == 1) return;
-  constexpr int64_t few = 1024;  // elements for which one call beats two
+  constexpr int64_t few = 1024;    // elements for which one call beats two
+  constexpr int64_t aligned = 64;  // elements: NCCL moves 16 bytes at a time only where all pieces are aligned to them
   const Tensor flat = x.reshape({x.count()});
-  const int64_t piece = x.count() <= few ? 0 : x.count() / size_, body = piece * size_;
+  const int64_t piece = x.count() <= few ? 0 : x.count() / size_ / aligned * aligned, body = piece * size_;
   if (piece > 0) {
     const Tensor own = flat.slice_first(rank_ * piece, (rank_ + 1) * piece);
     scatter_sum(flat.slice_first(0, body), own, reduce);

@@ -36,7 +36,8 @@ GpuShares share_gpus(const std::vector<SeenGpus>& ranks) {
     Host& host = hosts[ranks[r].host];
     host.ranks.push_back(r);
     host.gpus.insert(gpus.begin(), gpus.end());
-    const auto mine = std::find_if(gpus.begin(), gpus.end(), [&](const auto& gpu) { return !host.taken.contains(gpu); });
+    const auto mine =
+        std::find_if(gpus.begin(), gpus.end(), [&](const std::string& gpu) { return !host.taken.contains(gpu); });
     if (mine == gpus.end()) continue;
     host.taken.insert(*mine);
     host.numbers.push_back(static_cast<int>(mine - gpus.begin()));

@@ -132,7 +132,7 @@ void Run::choose_device() {
     const GpuShares shares = several ? share_gpus(mesh_.world) : GpuShares{};
     const std::string hindrance = gpu_hindrance(several, shares);
     check_usage(!asked || hindrance.empty(), "--device cuda: {}{}", hindrance,
-                shares.shortage.empty() ? "" : "; start as many processes as GPUs, or --device cpu");
+                hindrance == shares.shortage ? "; start as many processes as GPUs, or --device cpu" : "");
     const bool gpus = several ? !shares.own.empty() : gpu_count() > 0;
     options_.device = gpus ? "cuda" : "cpu";
     if (!gpus && (gpu_count() > 0 || !gpu_fault().empty())) say("computing on the CPU: " + hindrance);

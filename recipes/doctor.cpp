@@ -199,7 +199,7 @@ void show_collectives(Run& run, Device device) {
   for (const auto& [name, sent, call] : all) {
     std::string line = fmt::format("{:<16}", name);
     for (const int64_t bytes : sizes) {
-      const int64_t n = bytes / 4 / world.size();
+      const int64_t n = std::max<int64_t>(64, bytes / 4 / world.size() / 64 * 64);  // parts are aligned
       const Tensor whole = zeros({n * world.size()}, DType::f32, device), part = zeros({n}, DType::f32, device),
                    other = empty_like(whole);
       const double time = seconds(world, [&] {
@@ -207,7 +207,7 @@ void show_collectives(Run& run, Device device) {
         if (gpus) synchronize();
       }) / calls;
       line += fmt::format("{:>11.0f} us {:>6.2f} GB/s", time * 1e6,
-                          (gpus ? sent : 1) * static_cast<double>(bytes) / time / 1e9);
+                          (gpus ? sent : 1) * static_cast<double>(4 * whole.count()) / time / 1e9);
     }
     run.say(line);
   }

@@ -182,7 +182,7 @@ TEST_CASE("communicator: what does not fit together is refused before anything i
   CHECK_THROWS_AS(world.with_chunk(int64_t{1} << 31), Error);
 }
 
-TEST_CASE("communicator: tensors on different devices are refused; on a GPU a group of one does what it does elsewhere") {
+TEST_CASE("communicator: tensors on different devices are refused; a group of one is alike on all") {
   const Communicator world = Communicator::world(), alone;
   if (devices().size() == 1) return;
   const Tensor x = full({4, 6}, 1), there = full({4, 6}, 1, DType::f32, Device::cuda);
