@@ -9,46 +9,79 @@
 namespace adder {
 namespace {
 
-std::string line_of(const Activity& activity) {
-  const family::Name name = family_of(activity.kernel);
-  if (!name.empty()) return std::string(name);
-  const Origin from = origin_of(activity.kernel);
-  return fmt::format("other: {} of {}", from.name, from.file.empty() ? "no file" : from.file);
+using Families = std::vector<family::Name>;
+
+// Kernels that serve many operators do not tell where they stand.
+constexpr bool tells(family::Name name) {
+  constexpr family::Name silent[] = {family::product, family::copies, family::sums, family::elementwise,
+                                     family::communication};
+  return std::ranges::find(silent, name) == std::end(silent);
 }
 
-// Kernels of the SSD that serve both directions belong to the next one that serves one alone: they prepare it.
-void settle_ssd(std::vector<std::string>& families) {
-  std::string next(family::ssd_backward);  // after the step's last one backward only adds parts
+constexpr bool one_way(family::Name name) { return name == family::ssd_forward || name == family::ssd_backward; }
+
+// Kernels of the SSD that serve both directions prepare a kernel that serves one, or add up what it left.
+constexpr void settle_ssd(Families& families) {
+  family::Name next, last;
   for (size_t i = families.size(); i-- > 0;) {
-    if (families[i] == family::ssd) families[i] = next;
-    else if (families[i] == family::ssd_forward || families[i] == family::ssd_backward) next = families[i];
+    if (families[i] == family::ssd && !next.empty()) families[i] = next;
+    if (tells(families[i]) && families[i] != family::ssd) next = one_way(families[i]) ? families[i] : family::Name();
+  }
+  for (family::Name& name : families) {
+    if (name == family::ssd && !last.empty()) name = last;
+    if (one_way(name)) last = name;
   }
 }
 
 // A product's place shows in the operators before and after it: the head's lie beside the cross-entropy, out_proj's
 // beside the gated norm, and all others are in_proj's.
-void settle_products(std::vector<std::string>& families, bool plain) {
-  const auto tells = [](const std::string& name) {
-    return name != family::product && name != family::copies && name != family::sums && name != family::elementwise &&
-           name != family::communication;
-  };
-  std::vector<std::string> after(families.size());
-  std::string last;
+constexpr void settle_products(Families& families, bool plain) {
+  Families after(families.size());
+  family::Name last;
   for (size_t i = families.size(); i-- > 0;) {
     after[i] = last;
     if (tells(families[i])) last = families[i];
   }
-  last.clear();
+  last = {};
   for (size_t i = 0; i < families.size(); ++i) {
     if (tells(families[i])) last = families[i];
     if (families[i] != family::product) continue;
     const auto beside = [&](family::Name name) { return last == name || after[i] == name; };
-    const bool out = beside(family::gated_forward) || beside(family::gated_backward);
-    families[i] = beside(family::cross_entropy) ? family::head
-                  : !plain                      ? family::blocks
-                  : out                         ? family::out_proj
-                                                : family::in_proj;
+    if (beside(family::cross_entropy)) families[i] = family::head;
+    else if (!plain) families[i] = family::blocks;
+    else if (beside(family::gated_forward) || beside(family::gated_backward)) families[i] = family::out_proj;
+    else families[i] = family::in_proj;
   }
+}
+
+constexpr Families settled(Families families, bool plain) {
+  settle_ssd(families);
+  settle_products(families, plain);
+  return families;
+}
+
+// A step of one layer that recomputes.
+static_assert([] {
+  namespace f = family;
+  Families step{f::embedding_forward, f::norm_forward, f::product, f::conv_forward, f::ssd, f::ssd_forward,
+                f::gated_forward, f::product, f::norm_forward, f::copies, f::product, f::cross_entropy, f::product,
+                f::product, f::cross_entropy, f::elementwise, f::norm_backward, f::gated_forward, f::product,
+                f::product, f::gated_backward, f::sums, f::conv_forward, f::ssd, f::ssd, f::ssd_backward, f::sums,
+                f::ssd, f::conv_backward, f::norm_forward, f::product, f::product, f::norm_backward};
+  const Families found = settled(step, true);
+  for (const size_t i : {2, 30, 31}) step[i] = f::in_proj;
+  for (const size_t i : {7, 18, 19}) step[i] = f::out_proj;
+  for (const size_t i : {10, 12, 13}) step[i] = f::head;
+  for (const size_t i : {23, 24, 27}) step[i] = f::ssd_backward;
+  step[4] = f::ssd_forward;
+  return found == step;
+}());
+
+// The name of a line: a kernel in no family has its own.
+std::string line(family::Name name, const Activity& activity) {
+  if (!name.empty()) return std::string(name);
+  const Origin from = origin_of(activity.kernel);
+  return fmt::format("other: {} of {}", from.name, from.file.empty() ? "no file" : from.file);
 }
 
 Cost all(const LinearCosts& c) { return c.y + c.dx + c.dw; }
@@ -63,15 +96,14 @@ std::string row(std::string_view name, const Share& share, int64_t steps, double
 }  // namespace
 
 std::map<std::string, Share> shares(const std::vector<Activity>& activities, bool plain) {
-  std::vector<std::string> families;
-  for (const Activity& a : activities) families.push_back(line_of(a));
-  settle_ssd(families);
-  settle_products(families, plain);
+  Families families;
+  for (const Activity& a : activities) families.push_back(family_of(a.kernel));
+  families = settled(std::move(families), plain);
   std::map<std::string, Share> result;
   int64_t busy_until = 0;
   for (size_t i = 0; i < activities.size(); ++i) {
     const int64_t begin = std::max(activities[i].begin, busy_until);
-    Share& share = result[families[i]];
+    Share& share = result[line(families[i], activities[i])];
     ++share.launches;
     share.milliseconds += static_cast<double>(std::max<int64_t>(0, activities[i].end - begin)) / 1e6;
     busy_until = std::max(busy_until, activities[i].end);
@@ -87,7 +119,8 @@ std::map<std::string_view, Cost> step_costs(const layers::LanguageModelOptions& 
   const double in = real(2 * m.mlp() + m.ssm() + m.conv_channels() + m.heads());
   const Cost in_proj = layers * all(linear_costs(t, d, in, each));
   const Cost out_proj = layers * all(linear_costs(t, real(m.d_inner()), d, each));
-  const Cost mlps = (mlp > 0 ? layers : 0) * (all(linear_costs(t, d, 2 * mlp, each)) + all(linear_costs(t, mlp, d, each)));
+  const Cost mlps =
+      (mlp > 0 ? layers : 0) * (all(linear_costs(t, d, 2 * mlp, each)) + all(linear_costs(t, mlp, d, each)));
   const Costs ssd = ssd_costs({.tokens = t, .heads = real(m.heads()), .head_dim = real(m.head_dim),
                                .state = real(m.d_state), .groups = real(m.groups)}, each);
   const Costs conv = conv_costs(t * real(m.conv_channels()), each), gated = gated_norm_costs(t * ssm, each);

@@ -29,7 +29,7 @@ struct Collected {
   std::string error;
 };
 Collected& collected() {
-  static Collected all;
+  static Collected& all = *new Collected;  // never destroyed: that thread may outlive main
   return all;
 }
 
