@@ -70,6 +70,7 @@ while ((killed < kills)); do
   if [[ -e cut/checkpoints/step_00000100 ]] && ((killed < kills)); then  # another run, with the kills that are left
     finish
     runs=$((runs + 1))
+    ((runs <= kills)) || { echo "FAILED: runs end before they can be killed"; exit 1; }
     rm -rf cut
   fi
 done
