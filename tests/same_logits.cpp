@@ -1,5 +1,5 @@
-// same_logits RUN TOKENS FILE: whether FILE, which the recipe logits wrote for an exported model, holds the logits of the
-// model in the run folder RUN for the sequences in TOKENS, a line each. Ends with 1 and a sentence if not.
+// same_logits RUN TOKENS FILE: whether FILE, which the recipe logits wrote for an exported model, holds the logits of
+// the model in the run folder RUN for the sequences in TOKENS, a line each. Ends with 1 and a sentence if not.
 #include "adder/core/error.h"
 #include "adder/data/restore.h"
 #include "adder/data/saved_run.h"
@@ -7,9 +7,12 @@
 #include "adder/distributed/run.h"
 #include "adder/kernels/view.h"
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <sstream>
+#include <vector>
 
 using namespace adder;
 
