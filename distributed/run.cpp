@@ -115,7 +115,8 @@ void Run::add_flags() {
              "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
   flags_.add("device", options_.device,
-             options_.device.empty() ? "where to compute; otherwise on a GPU for each process, if they answer" : "where to compute",
+             options_.device.empty() ? "where to compute; otherwise on GPUs, if there is one for each process"
+                                     : "where to compute",
              {.choices = {"cpu", "cuda"}, .may_change = true});
   flags_.add("dtype", options_.dtype,
              options_.dtype.empty() ? "of activations and products; otherwise bf16 on a GPU, f32 on the CPU"

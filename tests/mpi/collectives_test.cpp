@@ -101,7 +101,8 @@ TEST_CASE("collectives: on GPUs the operators and their gradients have the bits 
   const auto f = [&](const Tensor& x) {
     const Tensor mine = apply(Scale{.x = apply(Replicate{.x = x, .group = group}),
                                     .factor = static_cast<double>(1 + world().rank())});
-    const Tensor part = apply(TakePart{.x = apply(SumPartial{.x = mine, .group = group}), .group = group, .axis = axis});
+    const Tensor total = apply(SumPartial{.x = mine, .group = group});
+    const Tensor part = apply(TakePart{.x = total, .group = group, .axis = axis});
     const Tensor all = apply(GatherParts{.x = apply(Shift{.x = part, .group = group}), .group = group, .axis = axis});
     const Tensor sum = apply(ScatterPartial{.x = all, .group = group, .axis = axis});
     return apply(JoinParts{.x = sum, .group = group, .axis = axis});

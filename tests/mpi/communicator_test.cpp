@@ -120,15 +120,16 @@ TEST_CASE("communicator: a shift moves tensors one rank on; open ends find zeros
     }
 }
 
-TEST_CASE("communicator: tensors of more than 2^31 bytes, where ADDER_LARGE asks for them; each rank holds 2 GiB") {
+TEST_CASE("communicator: tensors of more than 2^31 bytes, where ADDER_LARGE asks for them; each rank holds 4 GiB") {
   if (std::getenv("ADDER_LARGE") == nullptr) return;
   const Communicator world = Communicator::world();
   const int64_t n = (int64_t{1} << 29) + 1027, p = world.size();
-  const Tensor x({n}, DType::f32);
-  const auto right = [&](double expected) {
+  const Tensor x({n}, DType::f32), y({n}, DType::f32);
+  // Whether element i of t is offset + factor ((first + i) mod 1021).
+  const auto holds = [](const Tensor& t, double offset, double factor = 1, int64_t first = 0) {
     int64_t wrong = 0;
-    for (int64_t i = 0; i < n; ++i)
-      wrong += x.data<float>()[i] != static_cast<float>(expected + static_cast<double>(i % 1021));
+    for (int64_t i = 0; i < t.count(); ++i)
+      wrong += t.data<float>()[i] != static_cast<float>(offset + factor * static_cast<double>((first + i) % 1021));
     return wrong == 0;
   };
   const auto start = [&](double value) {
@@ -136,12 +137,17 @@ TEST_CASE("communicator: tensors of more than 2^31 bytes, where ADDER_LARGE asks
   };
   start(world.rank() == 1 ? 7 : 0);
   world.broadcast(x, 1);
-  CHECK(right(7));
+  CHECK(holds(x, 7));
   start(static_cast<double>(world.rank()));
   world.all_reduce(x, Reduce::max);
-  CHECK(right(static_cast<double>(p - 1)));
+  CHECK(holds(x, static_cast<double>(p - 1)));
   start(static_cast<double>(world.rank()));
+  world.shift(x, y);
+  CHECK((world.rank() == 0 ? holds(y, 0, 0) : holds(y, static_cast<double>(world.rank() - 1))));
   const int64_t part = n / p, own = world.rank() * part;
+  const Tensor sum = y.slice_first(0, part);
+  world.reduce_scatter(x.slice_first(0, p * part), sum);  // in f32 exact: the sums are below 2^24
+  CHECK(holds(sum, static_cast<double>(p * (p - 1) / 2), static_cast<double>(p), own));
   world.all_gather(x.slice_first(own, own + part), x.slice_first(0, p * part));
   for (int64_t r = 0; r < p; ++r)
     for (const int64_t i : {r * part, (r + 1) * part - 1})
