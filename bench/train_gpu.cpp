@@ -28,7 +28,7 @@ Flags flags(Options& o) {
       "the memory goes; with --breakdown also where the time goes, kernel by kernel, beside the least it could be.",
       "./adder bench train_gpu --size 130m --batch 32 --time 2048");
   flags.group("Benchmark");
-  flags.add("batch", o.batch, "sequences a step", {.min = 1});
+  flags.add("batch", o.batch, "sequences a step, of each process", {.min = 1});
   flags.add("micro-batch", o.micro_batch, "sequences a forward pass; 0: all of them", {.min = 0});
   flags.add("time", o.time, "tokens a sequence", {.min = 1});
   flags.add("steps", o.steps, "timed steps", {.min = 1});
@@ -94,12 +94,17 @@ Timed timed(const Options& o, const std::function<Tensor()>& step) {
   return result;
 }
 
-void print_speed(const Options& o, const Timed& t, const Params& params) {
+// Tokens/s of one of the processes; so are FLOP/s, and what all reach is printed beside the former.
+void print_speed(const Options& o, const Timed& t, const Params& params, int64_t processes) {
   const double median = t.median(), tokens = static_cast<double>(o.batch * o.time) / median;
   const double flops = o.model.training_flops(), total = tokens * flops / 1e12;
   fmt::print("step          {:10.2f} ms   median of {} ({:.2f} to {:.2f}); queued in {:.2f} ms\n", median * 1e3,
              t.seconds.size(), t.seconds.front() * 1e3, t.seconds.back() * 1e3, t.queueing * 1e3);
-  fmt::print("tokens/s      {:>10}\n", grouped(static_cast<int64_t>(tokens)));
+  fmt::print("tokens/s      {:>10}", grouped(static_cast<int64_t>(tokens)));
+  if (processes > 1)
+    fmt::print("      {} on {} processes", grouped(static_cast<int64_t>(tokens * static_cast<double>(processes))),
+               processes);
+  fmt::print("\n");
   fmt::print("model TFLOP/s {:10.1f}      {:.3f} GFLOP a token; {:.1f} % of {} TFLOP/s\n", total, flops / 1e9,
              100 * total / o.peak, o.peak);
   // As others count it: 6 for each parameter, a tied table once, and nothing for the SSD.
@@ -133,6 +138,8 @@ int main(int argc, char** argv) try {
   Options o;
   const Run run(argc, argv, flags(o));
   check(!o.breakdown || run.device() == Device::cuda, "train_gpu: --breakdown is of a GPU, and this runs on the CPU");
+  const int64_t processes = run.mesh().world.size();
+  check(!o.breakdown || processes == 1, "train_gpu: --breakdown is of one process, not of {}", processes);
   check(!o.breakdown || sees_activities(), "train_gpu: --breakdown needs CUPTI, a part of the CUDA toolkit that this "
                                            "build has not found");
   if (o.micro_batch == 0) o.micro_batch = o.batch;
@@ -148,12 +155,13 @@ int main(int argc, char** argv) try {
     return loss;
   };
   const Timed t = timed(o, step);
+  if (run.mesh().world.rank() != 0) return 0;
   fmt::print("{}, {}; {} parameters, {} x {} tokens a step in {} micro-batches\n",
              run.device() == Device::cuda ? describe_gpu() : "CPU", name(run.dtype()), grouped(params.count()), o.batch,
              o.time, data.size());
   if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty())
     fmt::print("{}\n", slow);
-  print_speed(o, t, params);
+  print_speed(o, t, params, processes);
   for (const Logged& part : memory.parts()) fmt::print("{:<20} {:6.2f} GiB\n", part.name, part.value.value());
   fmt::print("loss {:.4f} after {} steps on the same tokens\n", t.loss, o.warmup + o.steps);
   if (o.breakdown) print_breakdown(o, run.dtype(), t.median() * 1e3, params, step);

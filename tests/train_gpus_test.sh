@@ -39,7 +39,7 @@ same one cut
 runs 2 0 "${flags[@]}" --dtype bf16 --out half --data one/data
 runs 2 1 "${flags[@]}" --out wild --data one/data --learning-rate 1e38 --warmup 0 --clip 0 --save-every 100
 says 1 '^error.*the gradient was not finite ten times in a row'
-[[ $(grep -c '"grad_norm":"NaN"' wild/metrics.jsonl) == 10 ]] || wrong "not ten skipped steps"
+[[ $(grep -c '"grad_norm":"' wild/metrics.jsonl) == 10 ]] || wrong "not ten skipped steps"  # "NaN" or an infinity
 
 # More processes than GPUs.
 ranks=$((gpus + 1)) short="$((gpus + 1)) processes on $(hostname) but $gpus GPUs"
