@@ -86,13 +86,20 @@ void ssd(const Bench& bench, const SsdShape& s) {
   });
 }
 
-void conv(const Bench& bench, int64_t B, int64_t L, int64_t C, int64_t width) {
-  const std::string title = fmt::format("CausalConv1d B{} C{} L{} W{}", B, C, L, width);
+// If pitch > 0, x and its gradient are parts of rows that long, as of in_proj's output, and documents are given.
+void conv(const Bench& bench, int64_t B, int64_t L, int64_t C, int64_t width, int64_t pitch = 0) {
+  const std::string title = fmt::format("CausalConv1d B{} C{} L{} W{}{}", B, C, L, width,
+                                        pitch > 0 ? fmt::format(" of {}, documents", pitch) : "");
   if (!bench.wants(title)) return;
-  const Tensor x = leaf(normal({B, L, C}, 1));
+  const auto part = [&](const Tensor& rows) { return pitch > 0 ? rows.slice_last(pitch - C, pitch) : rows; };
+  const Shape rows{B, L, pitch > 0 ? pitch : C};
+  const Tensor x = leaf(part(normal(rows, 1)), part(zeros(rows, DType::bf16, Device::cuda)));
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < B * L; ++i) ids.push_back(static_cast<int32_t>(i / 500));
+  const Tensor document = pitch > 0 ? to_device(from_host({B, L}, ids), Device::cuda) : Tensor();
   const Tensor w = leaf(normal_f32({C, width}, 2, 0.5)), bias = leaf(normal_f32({C}, 3));
   operator_lines(bench, title, conv_costs(product({B, L, C})), {x, w, bias}, [&] {
-    return std::vector{apply(CausalConv1d{.x = x, .weight = w, .bias = bias})[0]};
+    return std::vector{apply(CausalConv1d{.x = x, .weight = w, .bias = bias, .document = document})[0]};
   });
 }
 
@@ -213,6 +220,8 @@ int main(int argc, char** argv) try {
   ssd(bench, {32, 2048, 24, 64, 64, 1, true});
   conv(bench, 8, 4096, 5376, 4);
   conv(bench, 32, 2048, 1792, 4);
+  conv(bench, 8, 2048, 4352, 4, 8512);
+  conv(bench, 32, 2048, 1792, 4, 3352);
   for (const int64_t d : {768, 2048}) rms_norm(bench, 65536, d);
   for (const int64_t d : {1536, 4096}) gated_rms_norm(bench, 65536, d);
   embedding(bench, 65536, 50288, 768);
