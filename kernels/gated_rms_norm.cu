@@ -1,9 +1,9 @@
 // A block of a few warps takes a group of a row at a time, so that memory is touched once, the sums over the row pass
-// few barriers, and rows of other blocks are on their way meanwhile. It takes many rows, so that the weight and the sums
-// of dweight stay in registers. Forward, a thread holds 24 channels of bf16 in registers too: at 1536 channels two warps
-// a row, 14 rows a processor. Backward has more to do with a row: it copies the next one into shared memory meanwhile,
-// so that at any time 72 KB are on their way to a processor: at 4096 channels three rows of eight warps, at 1536 eight
-// rows of three.
+// few barriers, and rows of other blocks are on their way meanwhile. It takes many rows, so that the weight and the
+// sums of dweight stay in registers. Forward, a thread holds 24 channels of bf16 in registers too: at 1536 channels two
+// warps a row, 14 rows a processor. Backward has more to do with a row: it copies the next one into shared memory
+// meanwhile, so that at any time 72 KB are on their way to a processor: at 4096 channels three rows of eight warps, at
+// 1536 eight rows of three.
 // Floor at memory speed, N = rows x channels, bf16: forward 6 N bytes (y, z in; out), backward 10 N (y, z, dout in; dy,
 // dz out). Instructions come second: backward 29 a channel and some 340 a row and warp, two thirds of what the memory's
 // time allows; so the gate is opened once, its sigmoid is kept and takes two of the special function unit.
