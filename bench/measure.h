@@ -1,6 +1,7 @@
 // What the benchmarks of kernels share: times on the GPU, the machine's two ceilings, and random operands.
 #pragma once
 
+#include "adder/bench/best_product.h"
 #include "adder/core/random.h"
 #include "adder/core/timer.h"
 #include "adder/kernels/matmul.h"
@@ -64,21 +65,34 @@ class Bench {
       rate_ = std::max(rate_, flops / milliseconds([&] { multiply({.a = a, .b = b, .c = c, .transpose_b = true}); }));
     }
     fmt::print("copy {:.2f} TB/s (read + written), bf16 product {:.0f} TFLOP/s\n", bandwidth_ / 1e9, rate_ / 1e9);
-    fmt::print("{:<70} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "", "ms", "MB", "GFLOP", "floor ms", "x floor");
+    fmt::print("{:<70} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}\n", "", "ms", "MB", "GFLOP", "floor ms", "x floor", "best");
   }
 
   bool wants(const std::string& title) const { return title.find(filter_) != std::string::npos; }
 
   /// Times f, each time after `before`, which does not count, and prints the line.
   void line(const std::string& title, const Cost& cost, const Function& f, const Function& before = {}) const {
-    const double time = milliseconds(f, before);
-    const double floor = std::max(cost.bytes / bandwidth_, cost.flops / rate_);
-    fmt::print("{:<70} {:9.4f} {:9.1f} {:9.1f} {:9.4f} {:8.2f}\n", title, time, cost.bytes / 1e6, cost.flops / 1e9,
-               floor, time / floor);
-    std::fflush(stdout);
+    print(title, cost, milliseconds(f, before), "");
+  }
+
+  /// Times multiply(p) and prints the line, with the time of cuBLASLt's best algorithm over its own. It counts with the
+  /// better of two, before and after the others, as the best of them do.
+  void product_line(const std::string& title, const Cost& cost, const Product& p) const {
+    const auto ours = [&] { return milliseconds([&] { multiply(p); }); };
+    const double first = ours();
+    const BestProduct best = best_product(p, [&](const Function& f) { return milliseconds(f); });
+    const double time = std::min(first, ours());
+    print(title, cost, time, fmt::format("{:8.2f}  {}", best.milliseconds / time, best.name));
   }
 
  private:
+  void print(const std::string& title, const Cost& cost, double time, const std::string& more) const {
+    const double floor = std::max(cost.bytes / bandwidth_, cost.flops / rate_);
+    fmt::print("{:<70} {:9.4f} {:9.1f} {:9.1f} {:9.4f} {:8.2f}{}\n", title, time, cost.bytes / 1e6, cost.flops / 1e9,
+               floor, time / floor, more);
+    std::fflush(stdout);
+  }
+
   // The median. Before each time 256 MiB of something else are read, so that the L2 cache holds nothing of the
   // operands; meanwhile the host gets ahead.
   double milliseconds(const Function& f, const Function& before = {}) const {
