@@ -12,6 +12,7 @@
 
 #include "adder/core/elements.cuh"
 #include "adder/core/launch.cuh"
+#include "adder/kernels/math.cuh"
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/mma.cuh"
 #include "adder/kernels/warp.cuh"
@@ -58,12 +59,10 @@ __device__ void bound(Lanes<bf16>& z) {
 }
 
 // 1 / (1 + 2^(-z log2 e)). Rounding the exponent costs |z| 2^-24, relative: nothing beside bf16, and little in f32.
-// Below 2^-126 it is 0, which spares four instructions.
 __device__ float sigmoid(float z) {
-  float power, result;
+  float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(z * -1.44269504f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
-  return result;
+  return math::reciprocal(1.0f + power);
 }
 
 template <class T, int held, bool norm_first>
