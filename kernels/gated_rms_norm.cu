@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(most_threads_backward) backward(Backward<T> p)
       }
     }
     block_sum(sums);
-    const float r = in.inverse_rms(sums[0]), mean = sums[1] * in.share * r * r * r;
+    const float r = in.inverse_rms(sums[0]), pull = sums[1] * in.share * r * r * r;
     const Line<T, n> to_y = p.dy.line(start_of(row)), to_z = p.dz.line(start_of(row));
 #pragma unroll
     for (int k = 0; k < held; ++k) {  // reads the row again: registers for all of it would cost half of the threads
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(most_threads_backward) backward(Backward<T> p)
       for (int c = 0; c < n; ++c) {
         const float gate = z[c] * open[k][c], slope = open[k][c] + gate * (1.0f - open[k][c]);
         const Channel at = channel<norm_first>(y[c], dout[c], gate);
-        const float d = at.d * r, dv = d * weight[k][c] - at.v * mean;
+        const float d = at.d * r, dv = d * weight[k][c] - at.v * pull;
         dweight[k][c] += d * at.v;
         dy[c] = norm_first ? dv : dv * gate;
         dz[c] = (norm_first ? dout[c] * (at.v * r * weight[k][c]) : dv * y[c]) * slope;
