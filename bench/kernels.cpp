@@ -22,7 +22,8 @@ struct Options {
 
 Flags flags(Options& o) {
   Flags flags("Times each kernel of the GPU and prints its bytes, FLOPs, floor (the larger of bytes at the speed of a "
-              "copy and FLOPs at that of a large bf16 product, both measured first) and time over floor.",
+              "copy and FLOPs at that of a large bf16 product, both measured first) and time over floor; of a "
+              "product also the time of cuBLASLt's best algorithm over ours.",
               "./adder bench kernels --filter Ssd");
   flags.group("Benchmark");
   flags.add("filter", o.filter, "only kernels whose line has this in its name");
@@ -201,9 +202,9 @@ void linear(const Bench& bench, const std::string& name, int64_t rows, int64_t i
   const Tensor y = empty_like(dy), dx = empty_like(x), dw({out, in}, DType::f32, Device::cuda);
   const LinearCosts costs =
       linear_costs(static_cast<double>(rows), static_cast<double>(in), static_cast<double>(out));
-  bench.line(title + ", y", costs.y, [&] { multiply({.a = x, .b = w, .c = y, .transpose_b = true}); });
-  bench.line(title + ", dx", costs.dx, [&] { multiply({.a = dy, .b = w, .c = dx}); });
-  bench.line(title + ", dW", costs.dw, [&] { multiply({.a = dy, .b = x, .c = dw, .transpose_a = true}); });
+  bench.product_line(title + ", y", costs.y, {.a = x, .b = w, .c = y, .transpose_b = true});
+  bench.product_line(title + ", dx", costs.dx, {.a = dy, .b = w, .c = dx});
+  bench.product_line(title + ", dW", costs.dw, {.a = dy, .b = x, .c = dw, .transpose_a = true});
 }
 
 }  // namespace

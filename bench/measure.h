@@ -1,6 +1,7 @@
 // What the benchmarks of kernels share: times on the GPU, the machine's two ceilings, and random operands.
 #pragma once
 
+#include "adder/bench/best_product.h"
 #include "adder/bench/costs.h"
 #include "adder/core/random.h"
 #include "adder/core/timer.h"
@@ -107,20 +108,34 @@ class Bench {
   /// Measures the ceilings and prints them.
   Bench(std::string filter, int64_t repeats) : filter_(std::move(filter)), watch_(repeats), ceilings_(watch_) {
     fmt::print("{}\n", ceilings_.describe());
-    fmt::print("{:<70} {:>9} {:>9} {:>9} {:>9} {:>8}\n", "", "ms", "MB", "GFLOP", "floor ms", "x floor");
+    fmt::print("{:<70} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}\n", "", "ms", "MB", "GFLOP", "floor ms", "x floor", "best");
   }
 
   bool wants(const std::string& title) const { return title.find(filter_) != std::string::npos; }
 
   /// Times f, each time after `before`, which does not count, and prints the line.
   void line(const std::string& title, const Cost& cost, const Function& f, const Function& before = {}) const {
-    const double time = watch_.milliseconds(f, before), floor = ceilings_.floor(cost);
-    fmt::print("{:<70} {:9.4f} {:9.1f} {:9.1f} {:9.4f} {:8.2f}\n", title, time, cost.bytes / 1e6, cost.flops / 1e9,
-               floor, time / floor);
-    std::fflush(stdout);
+    print(title, cost, watch_.milliseconds(f, before), "");
+  }
+
+  /// Times multiply(p) and prints the line, with the time of cuBLASLt's best algorithm over its own. It counts with the
+  /// better of two, before and after the others, as the best of them do.
+  void product_line(const std::string& title, const Cost& cost, const Product& p) const {
+    const auto ours = [&] { return watch_.milliseconds([&] { multiply(p); }); };
+    const double first = ours();
+    const BestProduct best = best_product(p, [&](const Function& f) { return watch_.milliseconds(f); });
+    const double time = std::min(first, ours());
+    print(title, cost, time, fmt::format("{:8.2f}  {}", best.milliseconds / time, best.name));
   }
 
  private:
+  void print(const std::string& title, const Cost& cost, double time, const std::string& more) const {
+    const double floor = ceilings_.floor(cost);
+    fmt::print("{:<70} {:9.4f} {:9.1f} {:9.1f} {:9.4f} {:8.2f}{}\n", title, time, cost.bytes / 1e6, cost.flops / 1e9,
+               floor, time / floor, more);
+    std::fflush(stdout);
+  }
+
   std::string filter_;
   Stopwatch watch_;
   Ceilings ceilings_;
