@@ -88,10 +88,9 @@ struct Operands {
 
 /// 1 / (1 + 2^(-x log2 e)). Rounding the exponent costs |x| 2^-24, relative: nothing beside bf16.
 __device__ inline float sigmoid(float x) {
-  float power, y;
+  float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + power));
-  return y;
+  return math::reciprocal(1.0f + power);
 }
 /// max(x, -128): beyond it SiLU and its slope are 0, and at -infinity they would be NaN. NaN stays NaN.
 __device__ inline float bounded_below(float x) {
