@@ -1,11 +1,13 @@
 #include "adder/layers/sampler.h"
 
 #include "adder/core/error.h"
+#include "adder/kernels/softmax.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace adder::layers {
 namespace {
@@ -24,12 +26,10 @@ void penalise(std::vector<double>& logits, std::span<const int32_t> seen, double
 }
 
 // The largest logit; throws if there is no such thing.
-double largest(std::span<const double> logits) {
-  double top = -infinity;
-  for (size_t i = 0; i < logits.size(); ++i) {
+double top_of(std::span<const double> logits) {
+  const double top = largest(logits);
+  for (size_t i = 0; top == infinity; ++i)
     check(logits[i] < infinity, "Sampler: the logit of token {} is {}", i, logits[i]);  // NaN is not less either
-    top = std::max(top, logits[i]);
-  }
   check(top > -infinity, "Sampler: none of {} logits is finite", logits.size());
   return top;
 }
@@ -71,41 +71,57 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(opt
   options_.validate();
 }
 
-std::vector<double> Sampler::probabilities(std::span<const double> given, std::span<const int32_t> seen) const {
-  std::vector<double> logits(given.begin(), given.end()), p(given.size());
+Sampler::Weights Sampler::weights(std::vector<double> logits, std::span<const int32_t> seen) const {
   if (options_.repetition_penalty != 1) penalise(logits, seen, options_.repetition_penalty);
-  const double top = largest(logits);
+  const double top = top_of(logits);
   if (options_.temperature == 0) {
-    p[static_cast<size_t>(std::ranges::find(logits, top) - logits.begin())] = 1;
-    return p;
+    std::vector<double> one(logits.size());
+    one[static_cast<size_t>(std::ranges::find(logits, top) - logits.begin())] = 1;
+    return {std::move(one), 1};
   }
-  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - top) / options_.temperature);  // the largest is 1
-  if (options_.top_k > 0 || options_.top_p < 1) {
-    std::vector<size_t> kept = ranked(p, logits, options_.top_k);
+  const bool is_cut = options_.top_k > 0 || options_.top_p < 1;
+  std::vector<double> before = is_cut ? logits : std::vector<double>(), p = std::move(logits);
+  double sum = exponentials(p, top, options_.temperature);  // the largest is 1
+  if (is_cut) {
+    std::vector<size_t> kept = ranked(p, before, options_.top_k);
     if (options_.top_p < 1) keep_share(kept, p, options_.top_p);
     std::vector<double> filtered(p.size());
     for (const size_t token : kept) filtered[token] = p[token];
     p = std::move(filtered);
   }
-  for (double& x : p)
-    if (x < options_.min_p) x = 0;
-  const double total = std::accumulate(p.begin(), p.end(), 0.0);
-  for (double& x : p) x /= total;
-  return p;
+  if (options_.min_p > 0)
+    for (double& x : p)
+      if (x < options_.min_p) x = 0;
+  if (is_cut || options_.min_p > 0) sum = std::accumulate(p.begin(), p.end(), 0.0);
+  return {std::move(p), sum};
+}
+
+std::vector<double> Sampler::probabilities(std::span<const double> logits, std::span<const int32_t> seen) const {
+  Weights w = weights({logits.begin(), logits.end()}, seen);
+  for (double& x : w.list) x /= w.sum;
+  return std::move(w.list);
+}
+
+int32_t Sampler::draw_from(const Weights& w, int64_t sequence, int64_t position) const {
+  double left = random_.uniform(static_cast<uint64_t>(position), static_cast<uint64_t>(sequence));
+  int32_t token = 0;
+  for (size_t i = 0; i < w.list.size(); ++i) {
+    if (w.list[i] == 0) continue;
+    token = static_cast<int32_t>(i);  // the last one if the sum of all rounds to less than 1
+    left -= w.list[i] / w.sum;
+    if (left < 0) break;
+  }
+  return token;
 }
 
 int32_t Sampler::operator()(std::span<const double> logits, int64_t sequence, int64_t position,
                             std::span<const int32_t> seen) const {
-  const std::vector<double> p = probabilities(logits, seen);
-  double left = random_.uniform(static_cast<uint64_t>(position), static_cast<uint64_t>(sequence));
-  int32_t token = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    if (p[i] == 0) continue;
-    token = static_cast<int32_t>(i);  // the last one if the sum of all rounds to less than 1
-    left -= p[i];
-    if (left < 0) break;
-  }
-  return token;
+  return draw_from(weights({logits.begin(), logits.end()}, seen), sequence, position);
+}
+
+int32_t Sampler::draw(const Tensor& logits, int64_t sequence, int64_t position,
+                      std::span<const int32_t> seen) const {
+  return draw_from(weights(to_host(logits), seen), sequence, position);
 }
 
 }  // namespace adder::layers

@@ -1,3 +1,4 @@
+#include "adder/autograd/gradient_check.h"
 #include "adder/core/error.h"
 #include "adder/layers/sampler.h"
 
@@ -145,4 +146,12 @@ TEST_CASE("sampler: options out of range are named") {
   CHECK_THROWS_WITH(Sampler({.top_p = 1.5}), ContainsSubstring("top-p of 1.5"));
   CHECK_THROWS_WITH(Sampler({.min_p = -0.1}), ContainsSubstring("min-p of -0.1"));
   CHECK_THROWS_WITH(Sampler({.repetition_penalty = 0}), ContainsSubstring("penalty of 0"));
+}
+
+TEST_CASE("sampler: from a tensor, f32 or f64, as from a list") {
+  const Sampler sampler({.temperature = 0.9});
+  for (const DType type : {DType::f32, DType::f64}) {
+    const Tensor logits = to(random_normal({1, 700}, 3), type);
+    for (int64_t i = 0; i < 50; ++i) CHECK(sampler.draw(logits, 1, i) == sampler(to_host(logits), 1, i));
+  }
 }
