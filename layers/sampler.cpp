@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 namespace adder::layers {
@@ -34,26 +35,62 @@ double top_of(std::span<const double> logits) {
   return top;
 }
 
-// The tokens, the most probable first, as far as top-k lets them through.
-std::vector<size_t> ranked(const std::vector<double>& weights, const std::vector<double>& logits, int64_t top_k) {
-  std::vector<size_t> tokens(weights.size());
-  std::iota(tokens.begin(), tokens.end(), size_t{0});
-  const size_t kept = top_k == 0 ? tokens.size() : std::min(tokens.size(), static_cast<size_t>(top_k));
-  // By logit: weights that underflowed to zero would tie.
-  std::partial_sort(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(kept), tokens.end(),
-                    [&](size_t a, size_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
-  tokens.resize(kept);
-  return tokens;
+struct Candidate {
+  double logit;  // and not its weight: those that underflowed to zero would tie
+  size_t token;
+};
+bool before(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
 }
 
-// The fewest first tokens whose weights reach `share` of all of theirs; at least one.
-void keep_share(std::vector<size_t>& tokens, const std::vector<double>& weights, double share) {
-  double total = 0, sum = 0;
-  for (const size_t token : tokens) total += weights[token];
-  size_t kept = 0;
-  while (kept < tokens.size() && sum < share * total) sum += weights[tokens[kept++]];
-  tokens.resize(kept);
-}
+// Tokens by their probability, sorted only as far as somebody asks: of 50 000, few.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const double> logits) {
+    list_.reserve(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) list_.push_back({logits[i], i});
+  }
+  size_t size() const { return list_.size(); }
+  // The k most probable ones stay.
+  void cut(size_t k) {
+    sort_to(k);
+    list_.resize(std::min(k, size()));
+  }
+  // The fewest first ones whose weights reach `share` of all of theirs stay; at least one.
+  void keep_share(std::span<const double> weights, double share) {
+    double total = 0, sum = 0;
+    for (const Candidate& c : list_) total += weights[c.token];
+    size_t kept = 0;
+    while (kept < size() && sum < share * total) {
+      if (kept >= sorted_) sort_to(std::max<size_t>(256, 4 * sorted_));
+      sum += weights[list_[kept++].token];
+    }
+    list_.resize(kept);
+  }
+  // The others' weights become zero.
+  std::vector<double> filter(std::span<const double> weights) const {
+    std::vector<double> filtered(weights.size());
+    for (const Candidate& c : list_) filtered[c.token] = weights[c.token];
+    return filtered;
+  }
+
+ private:
+  void sort_to(size_t end) {
+    end = std::min(end, size());
+    if (end <= sorted_) return;
+    const auto at = [&](size_t i) { return list_.begin() + static_cast<std::ptrdiff_t>(i); };
+    if (end - sorted_ <= 1024) {  // few: most of the others are looked at once
+      std::partial_sort(at(sorted_), at(end), list_.end(), before);
+    } else {
+      if (end < size()) std::nth_element(at(sorted_), at(end), list_.end(), before);
+      std::sort(at(sorted_), at(end), before);
+    }
+    sorted_ = end;
+  }
+
+  std::vector<Candidate> list_;
+  size_t sorted_ = 0;  // so many first ones
+};
 
 }  // namespace
 
@@ -79,20 +116,19 @@ Sampler::Weights Sampler::weights(std::vector<double> logits, std::span<const in
     one[static_cast<size_t>(std::ranges::find(logits, top) - logits.begin())] = 1;
     return {std::move(one), 1};
   }
-  const bool is_cut = options_.top_k > 0 || options_.top_p < 1;
-  std::vector<double> before = is_cut ? logits : std::vector<double>(), p = std::move(logits);
+  std::optional<Ranking> ranking;
+  if (options_.top_k > 0 || options_.top_p < 1) ranking.emplace(logits);
+  std::vector<double> p = std::move(logits);
   double sum = exponentials(p, top, options_.temperature);  // the largest is 1
-  if (is_cut) {
-    std::vector<size_t> kept = ranked(p, before, options_.top_k);
-    if (options_.top_p < 1) keep_share(kept, p, options_.top_p);
-    std::vector<double> filtered(p.size());
-    for (const size_t token : kept) filtered[token] = p[token];
-    p = std::move(filtered);
+  if (ranking) {
+    if (options_.top_k > 0) ranking->cut(static_cast<size_t>(options_.top_k));
+    if (options_.top_p < 1) ranking->keep_share(p, options_.top_p);
+    p = ranking->filter(p);
   }
   if (options_.min_p > 0)
     for (double& x : p)
       if (x < options_.min_p) x = 0;
-  if (is_cut || options_.min_p > 0) sum = std::accumulate(p.begin(), p.end(), 0.0);
+  if (ranking || options_.min_p > 0) sum = std::accumulate(p.begin(), p.end(), 0.0);
   return {std::move(p), sum};
 }
 
