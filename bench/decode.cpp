@@ -24,9 +24,9 @@ struct Options {
 };
 
 Flags flags(Options& o) {
-  Flags flags("Decodes with random weights, each step as one CUDA graph and kernel by kernel, and prints the median time "
-              "between two tokens. The floor is the time to copy as many bytes as a step reads and writes: the weights "
-              "once, and every sequence's states twice.",
+  Flags flags("Decodes with random weights, each step as one CUDA graph and kernel by kernel, and prints the median "
+              "time between two tokens. The floor is the time to copy as many bytes as a step reads and writes: the "
+              "weights once, and every sequence's states twice.",
               "./adder bench decode --size 130m --batch 1 64");
   flags.group("Benchmark");
   flags.add("batch", o.batch, "sequences beside each other, one or several numbers of them");
@@ -41,8 +41,8 @@ Flags flags(Options& o) {
 int64_t number(const std::string& text) {
   int64_t n = 0;
   const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), n);
-  check_usage(fault == std::errc() && end == text.data() + text.size() && n > 0, "--batch: {} is no number of sequences",
-              text);
+  check_usage(fault == std::errc() && end == text.data() + text.size() && n > 0,
+              "--batch: {} is no number of sequences", text);
   return n;
 }
 

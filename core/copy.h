@@ -1,5 +1,5 @@
-// What fill() and copy() of core/tensor.h do on the GPU. All of it is ordered by the compute stream. Copies between host
-// and GPU throw while the stream is recorded (core/captured.h): a replay would not read the host's numbers again.
+// What fill() and copy() of core/tensor.h do on the GPU. All of it is ordered by the compute stream. Copies between
+// host and GPU throw while the stream is recorded (core/captured.h): a replay would not read the host's numbers again.
 #pragma once
 
 #include "adder/core/tensor.h"

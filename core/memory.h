@@ -42,10 +42,10 @@ class Storage {
   Device device_;
 };
 
-/// Blocks set apart for a CUDA graph, which writes to the same addresses whenever it is replayed. While it is open every
-/// new block of the device comes from it, and one of its blocks that is let go waits in it, open or not, for the next
-/// taker: so none is ever handed to anybody else. When it ends its blocks go to the device's pool, those that somebody
-/// still holds as soon as they are let go.
+/// Blocks set apart for a CUDA graph, which writes to the same addresses whenever it is replayed. While it is open
+/// every new block of the device comes from it, and one that is let go, then or later, waits in it for the next taker:
+/// none is handed to anybody else. When it ends its blocks go to the device's pool, those that somebody still holds as
+/// soon as they are let go.
 class PrivatePool {
  public:
   explicit PrivatePool(Device device);

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(threads) find(const float* x, int64_t stride, 
     best = max(best, max(max(key_of(v.x, column), key_of(v.y, column + 1)),
                          max(key_of(v.z, column + 2), key_of(v.w, column + 3))));
   }
-  for (int j = pieces * n + thread; j < columns; j += threads) best = max(best, key_of(row[j], static_cast<unsigned>(j)));
+  for (int j = pieces * n + thread; j < columns; j += threads)
+    best = max(best, key_of(row[j], static_cast<unsigned>(j)));
   best = warp_max(best);
   if (thread % 32 == 0) parts[thread / 32] = best;
   __syncthreads();

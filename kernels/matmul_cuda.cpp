@@ -1,4 +1,5 @@
-// Products: those of few rows by a kernel of ours, the others through cuBLASLt. Floor: 2 m n k FLOPs at tensor core speed, or the operands' bytes at memory speed.
+// Products: those of few rows by a kernel of ours, the others through cuBLASLt.
+// Floor: 2 m n k FLOPs at tensor core speed, or the operands' bytes at memory speed.
 #include "adder/kernels/matmul.h"
 
 #include "adder/core/cuda.cuh"

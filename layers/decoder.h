@@ -27,8 +27,8 @@ class Decoder {
 
   /// What follows: [batch, vocabulary], rows may lie apart. A step overwrites it.
   const Tensor& logits() const { return logits_; }
-  /// The next token of each sequence, i32 [batch] on the model's device: the most probable one (kernels/arg_max.h, which
-  /// says what is there instead if the logits are no numbers) unless it was chosen. A step overwrites it.
+  /// The next token of each sequence, i32 [batch] on the model's device: the most probable one (kernels/arg_max.h says
+  /// what is there instead if the logits are no numbers) unless it was chosen. A step overwrites it.
   const Tensor& token() const { return token_; }
   void choose(std::span<const int32_t> tokens) const;
   /// Takes the token in. Does not wait for the GPU.

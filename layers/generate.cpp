@@ -5,6 +5,7 @@
 #include "adder/layers/decoder.h"
 
 #include <algorithm>
+#include <exception>
 
 namespace adder::layers {
 namespace {
@@ -84,18 +85,30 @@ void write_greedily(Decoder& decoder, Sequences& sequences) {
   }
 }
 
+// The next token of each sequence; a row of one that ended goes on with its last token.
+void draw(const Sampler& sampler, const Tensor& logits, const Sequences& sequences, std::vector<int32_t>& tokens) {
+  std::exception_ptr fault;  // none may leave a parallel loop
+#pragma omp parallel for schedule(dynamic) if (tokens.size() > 1)
+  for (size_t s = 0; s < tokens.size(); ++s) {
+    const Sequence& sequence = sequences.list[s];
+    if (sequence.ended) continue;
+    try {
+      const auto row = static_cast<int64_t>(s);
+      tokens[s] = sampler.draw(logits.slice_first(row, row + 1), row, sequence.position, sequence.seen);
+    } catch (...) {
+#pragma omp critical
+      fault = std::current_exception();
+    }
+  }
+  if (fault) std::rethrow_exception(fault);
+}
+
 // The sampler chooses, on the host.
 void write(Decoder& decoder, Sequences& sequences) {
   const Sampler sampler(sequences.options.sampler);
   std::vector<int32_t> chosen(sequences.list.size());
   for (int64_t left = sequences.options.tokens; left > 0 && !sequences.all_ended(); --left) {
-    const Tensor logits = to_device(decoder.logits(), Device::cpu);
-    for (size_t s = 0; s < chosen.size(); ++s) {
-      const Sequence& sequence = sequences.list[s];
-      const auto row = static_cast<int64_t>(s);  // of one that ended goes on with its last token
-      if (!sequence.ended)
-        chosen[s] = sampler.draw(logits.slice_first(row, row + 1), row, sequence.position, sequence.seen);
-    }
+    draw(sampler, to_device(decoder.logits(), Device::cpu), sequences, chosen);
     sequences.hear(chosen);
     if (left == 1 || sequences.all_ended()) return;
     decoder.choose(chosen);

@@ -71,8 +71,8 @@ std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual,
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
   const Traced traced(name);
-  const auto [y, sum] = norm(x, residual);
-  return feed_forward(mixer.step(y, state), sum, {});
+  const auto [out, sum] = mixer.step(norm, x, residual, state);
+  return feed_forward(out, sum, {});
 }
 
 std::array<Tensor, 2> Block::feed_forward(const Tensor& x, const Tensor& residual, const Context& context) const {

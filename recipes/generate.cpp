@@ -28,8 +28,8 @@ struct Options {
 
 Flags flags(Options& o) {
   Flags flags("Writes on from a prompt with a trained model, and shows the text as it comes; of several prompts, which "
-              "are written on side by side, the texts one after another. The same command writes the same text; another "
-              "--seed writes another. --temperature, --top-k, --top-p and --min-p are applied in this order.",
+              "are written on side by side, the texts one after another. The same command writes the same text; "
+              "another --seed writes another. --temperature, --top-k, --top-p and --min-p are applied in this order.",
               "generate --run runs/train --prompt 'The purpose of' --tokens 200 --temperature 0.7");
   flags.group("Text");
   flags.add("run", o.run, "run folder of the model; otherwise the one in runs/ with the newest checkpoint");

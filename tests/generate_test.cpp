@@ -102,7 +102,8 @@ TEST_CASE("generate: prompts of unequal length go on as each would alone, drawn 
       for (size_t t = 1; t < length; ++t) prompts[i][t] = static_cast<int32_t>((t * t + i) % 11);
     }
   }
-  const layers::GenerateOptions options{.tokens = 8, .sampler = {.temperature = drawn ? 1.0 : 0.0, .top_k = drawn ? 8 : 0}};
+  const layers::GenerateOptions options{.tokens = 8,
+                                        .sampler = {.temperature = drawn ? 1.0 : 0.0, .top_k = drawn ? 8 : 0}};
   const auto together = generate(tiny.model, prompts, options);
   const layers::Prefilled all = layers::prefill(tiny.model, prompts);
   for (size_t s = 0; s < prompts.size(); ++s) {

@@ -133,7 +133,8 @@ TEST_CASE("matmul: gradients of bf16 are added into f32", "[gpu][small]") {
   CHECK(relative_rms(sum, from_host({9, 17}, expected, DType::f64)) < 1e-6);  // products of bf16 are exact in f32
 }
 
-TEST_CASE("matmul: few rows on every backend agree with f64, in pieces of 16 bytes or not, rows apart", "[gpu][small]") {
+TEST_CASE("matmul: few rows on every backend agree with f64, in pieces of 16 bytes or not, rows apart",
+          "[gpu][small]") {
   const Place place = GENERATE(from_range(places()));
   const int64_t rows = GENERATE(1, 3, 8, 9, 16, 17);  // 17: too many for the kernel of few rows
   const auto [in, out] = GENERATE(table<int64_t, int64_t>({{8, 1}, {40, 9}, {1048, 23}, {16, 4099}, {12, 5}}));
@@ -153,6 +154,8 @@ TEST_CASE("matmul: a row among few has the bits of the row alone", "[gpu][small]
   const auto on_gpu = [](const Tensor& t) { return to_device(to(t, DType::bf16), Device::cuda); };
   const Tensor x = on_gpu(random_normal({16, 1536}, 1)), w = on_gpu(random_normal({520, 1536}, 2));
   const Tensor all = apply(Matmul{.x = x, .weight = w, .bias = {}});
-  for (const int64_t i : {0, 7, 8, 15})
-    CHECK(bitwise_equal(apply(Matmul{.x = x.slice_first(i, i + 1), .weight = w, .bias = {}}), all.slice_first(i, i + 1)));
+  for (const int64_t i : {0, 7, 8, 15}) {
+    const Tensor alone = apply(Matmul{.x = x.slice_first(i, i + 1), .weight = w, .bias = {}});
+    CHECK(bitwise_equal(alone, all.slice_first(i, i + 1)));
+  }
 }

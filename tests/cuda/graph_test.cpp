@@ -1,6 +1,7 @@
 // CUDA graphs: of a function, of a decoding step, of a whole training step.
 #include "adder/core/captured.h"
 
+#include "adder/autograd/gradient_check.h"
 #include "adder/autograd/tape.h"
 #include "adder/kernels/accumulate.h"
 #include "adder/kernels/elementwise.h"
@@ -199,6 +200,49 @@ TEST_CASE("cuda captured: a decoding step as a graph has the bits of one kernel 
     };
     const auto eager = logits_of(false), graph = logits_of(true);
     for (size_t i = 0; i < eager.size(); ++i) CHECK(bitwise_equal(graph[i], eager[i]));
+  }
+}
+
+TEST_CASE("cuda decoding: a block's step in few kernels is its norm and its step, and the state goes on",
+          "[gpu][small]") {
+  if (no_gpu()) return;
+  using layers::Mamba2Options;
+  const int64_t batch = GENERATE(1, 3, 4, 5);  // 5: too many
+  // One past the columns of a block; widths of d_model beyond a block's threads and parts; what has kernels of its own.
+  const Mamba2Options o = GENERATE(
+      Mamba2Options{.d_model = 64, .d_state = 16, .head_dim = 16},
+      Mamba2Options{.d_model = 72, .d_state = 8, .d_conv = 2, .head_dim = 8},
+      Mamba2Options{.d_model = 1032, .d_state = 24, .head_dim = 8, .norm_before_gate = true},
+      Mamba2Options{.d_model = 64, .d_state = 16, .head_dim = 16, .groups = 2},
+      Mamba2Options{.d_model = 64, .d_state = 16, .head_dim = 16, .d_ssm = 64, .conv_bias = false},
+      Mamba2Options{.d_model = 64, .d_state = 16, .d_conv = 5, .head_dim = 16},
+      Mamba2Options{.d_model = 64, .d_state = 16, .head_dim = 16, .rms_norm = false, .bias = true});
+  Params params(Device::cuda, {.seed = 3, .compute = DType::bf16});
+  const layers::RmsNorm norm(params / "norm", o.d_model);
+  const layers::Mamba2 block(params / "mixer", Mesh{}, o);
+  for (const Param& p : params.all())  // norms and biases away from one and zero
+    if (p.shape.rank() == 1 && p.name.find("A_log") == std::string::npos && p.name.find("dt_bias") == std::string::npos)
+      copy(random_normal(p.shape, 9, 0.3, 1, DType::f32), p.value);
+  layers::Mamba2State few = block.zero_state(batch), many = block.zero_state(batch);
+  for (int step = 0; step < 6; ++step) {
+    const auto input = [&](uint64_t seed, DType type) {
+      const Tensor numbers = random_normal({batch, o.d_model}, seed + 10 * static_cast<uint64_t>(step));
+      return to_device(to(numbers, type), Device::cuda);
+    };
+    const Tensor x = input(1, DType::bf16), residual = step == 2 ? Tensor() : input(2, DType::f32);
+    NoGrad none;
+    const auto [out, sum] = block.step(norm, x, residual, few);
+    const auto [u, expected_sum] = norm(x, residual);
+    const Tensor expected = block.step(u, many);
+    INFO("batch " << batch << ", d_model " << o.d_model << ", groups " << o.groups << ", step " << step);
+    const auto differs = [](const Tensor& a, const Tensor& b) {
+      return relative_rms(to_device(a, Device::cpu), to_device(b, Device::cpu));
+    };
+    CHECK(bitwise_equal(sum, expected_sum));
+    // Sums in another order, and with them bf16 roundings of the norm, of p, of y and of out: 2^-9 each, at most.
+    CHECK(differs(out, expected) < 1e-2);
+    CHECK(differs(few.ssm, many.ssm) < 1e-2);
+    CHECK(differs(few.conv, many.conv) < 4e-3);
   }
 }
 
