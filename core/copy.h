@@ -1,4 +1,5 @@
-// What fill() and copy() of core/tensor.h do on the GPU. All of it is ordered by the compute stream.
+// What fill() and copy() of core/tensor.h do on the GPU. All of it is ordered by the compute stream. Copies between
+// host and GPU throw while the stream is recorded (core/captured.h): a replay would not read the host's numbers again.
 #pragma once
 
 #include "adder/core/tensor.h"
@@ -14,7 +15,7 @@ void copy(Cuda on, const Tensor& from, const Tensor& to);
 void upload(Cuda on, const void* host, const Tensor& to);
 /// To t.count() elements in host memory. Waits for them.
 void download(Cuda on, const Tensor& from, void* host);
-/// Begins to copy one element to the host. Does not wait for the GPU; the function returned does, and gives the number.
-std::function<double()> fetch(Cuda on, const Tensor& from);
+/// Begins to copy a contiguous tensor to the host. Does not wait for the GPU; the function returned does, and gives it.
+std::function<Tensor()> fetch(Cuda on, const Tensor& from);
 
 }  // namespace adder

@@ -8,13 +8,16 @@ namespace adder {
 Later::Later(const Tensor& of_one) {
   check(of_one.defined() && of_one.count() == 1, "Later: the tensor has {} elements, not one",
         of_one.defined() ? of_one.count() : 0);
+  if (of_one.device() == Device::cpu) value_ = item(of_one);
+  else arriving_ = [arriving = later(of_one)] { return item(arriving()); };
+}
+
+std::function<Tensor()> later(const Tensor& t) {
+  check(t.defined() && t.contiguous(), "later: the tensor is undefined, or its rows lie apart");
   if constexpr (built_with_cuda) {
-    if (of_one.device() == Device::cuda) {
-      arriving_ = fetch(Cuda{compute_stream()}, of_one);
-      return;
-    }
+    if (t.device() == Device::cuda) return fetch(Cuda{compute_stream()}, t);
   }
-  value_ = item(of_one);
+  return [now = clone(t)] { return now; };
 }
 
 }  // namespace adder

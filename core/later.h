@@ -25,4 +25,8 @@ class Later {
   double value_ = 0;
 };
 
+/// The elements of a contiguous tensor as they are after all work queued so far, on their way to the host. The function
+/// returned waits for them.
+std::function<Tensor()> later(const Tensor& t);
+
 }  // namespace adder

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -34,19 +35,11 @@ class Pool {
   void* take(int64_t bytes) {
     const int64_t size = rounded(bytes);
     const std::lock_guard lock(mutex_);
-    void* block = nullptr;
-    if (auto& list = free_[size]; !list.empty()) {
-      block = list.back();
-      list.pop_back();
-    } else {
-      block = take_block(backend_, size);
-      if (block == nullptr && use_.reserved > use_.in_use) {  // blocks of other sizes may make room
-        release_free();
-        block = take_block(backend_, size);
-      }
-      if (block == nullptr) fail("out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
-      use_.reserved += size;
-    }
+    if (open_ != 0)
+      if (void* const block = pop(apart_[open_], size)) return block;  // counted already
+    void* block = pop(free_, size);
+    if (block == nullptr) block = from_system(size, bytes);
+    if (open_ != 0) owner_[block] = open_;
     use_.in_use += size;
     use_.peak = std::max(use_.peak, use_.in_use);
     return block;
@@ -54,6 +47,10 @@ class Pool {
   void give_back(void* block, int64_t bytes) {
     const int64_t size = rounded(bytes);
     const std::lock_guard lock(mutex_);
+    if (const auto owner = owner_.find(block); owner != owner_.end()) {
+      apart_[owner->second][size].push_back(block);
+      return;
+    }
     use_.in_use -= size;
     free_[size].push_back(block);
   }
@@ -70,8 +67,54 @@ class Pool {
     use_.peak = use_.in_use;
   }
 
+  // Private pools go by number, from 1.
+  int64_t begin_private() {
+    const std::lock_guard lock(mutex_);
+    apart_[++last_private_];
+    return last_private_;
+  }
+  void open_private(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    check(open_ == 0, "memory: a private pool is open already");
+    open_ = number;
+  }
+  void close_private() {
+    const std::lock_guard lock(mutex_);
+    open_ = 0;
+  }
+  void end_private(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    if (open_ == number) open_ = 0;
+    for (const auto& [size, list] : apart_[number]) {
+      use_.in_use -= size * static_cast<int64_t>(list.size());
+      free_[size].insert(free_[size].end(), list.begin(), list.end());
+    }
+    apart_.erase(number);
+    std::erase_if(owner_, [&](const auto& block) { return block.second == number; });
+  }
+
  private:
+  using Lists = std::map<int64_t, std::vector<void*>>;  // free blocks by rounded size
+
+  static void* pop(Lists& lists, int64_t size) {
+    auto& list = lists[size];
+    if (list.empty()) return nullptr;
+    void* const block = list.back();
+    list.pop_back();
+    return block;
+  }
+  void* from_system(int64_t size, int64_t bytes) {
+    void* block = take_block(backend_, size);
+    if (block == nullptr && use_.reserved > use_.in_use && open_ == 0) {  // blocks of other sizes may make room
+      release_free();
+      block = take_block(backend_, size);
+    }
+    if (block == nullptr) fail("out of memory: {} bytes asked for with {} bytes in use", bytes, use_.in_use);
+    use_.reserved += size;
+    return block;
+  }
   void release_free() {
+    if (open_ != 0) return;  // to give a block back would become a part of the graph
     for (auto& [size, list] : free_) {
       for (void* block : list) give_back_block(backend_, block);
       use_.reserved -= size * static_cast<int64_t>(list.size());
@@ -81,7 +124,10 @@ class Pool {
 
   Backend backend_;
   std::mutex mutex_;
-  std::map<int64_t, std::vector<void*>> free_;  // by rounded size
+  Lists free_;
+  std::map<int64_t, Lists> apart_;             // of private pools
+  std::unordered_map<void*, int64_t> owner_;   // of every block of theirs
+  int64_t open_ = 0, last_private_ = 0;
   MemoryUse use_;
 };
 
@@ -126,6 +172,18 @@ void* Storage::made_again() {
   again_->make = nullptr;  // lets go of what it held
   data_.store(block, std::memory_order_release);
   return block;
+}
+
+PrivatePool::PrivatePool(Device device)
+    : device_(device), number_(on(device, [](auto backend) { return pool(backend).begin_private(); })) {}
+PrivatePool::~PrivatePool() {
+  on(device_, [&](auto backend) { pool(backend).end_private(number_); });
+}
+void PrivatePool::open() const {
+  on(device_, [&](auto backend) { pool(backend).open_private(number_); });
+}
+void PrivatePool::close() const {
+  on(device_, [](auto backend) { pool(backend).close_private(); });
 }
 
 MemoryUse memory_use(Device device) {

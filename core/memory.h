@@ -42,7 +42,26 @@ class Storage {
   Device device_;
 };
 
-/// Bytes of a device's pool: now handed out, the most that ever was, and taken from the system.
+/// Blocks set apart for a CUDA graph, which writes to the same addresses whenever it is replayed. While it is open
+/// every new block of the device comes from it, and one that is let go, then or later, waits in it for the next taker:
+/// none is handed to anybody else. When it ends its blocks go to the device's pool, those that somebody still holds as
+/// soon as they are let go.
+class PrivatePool {
+ public:
+  explicit PrivatePool(Device device);
+  ~PrivatePool();
+  PrivatePool(const PrivatePool&) = delete;
+  PrivatePool& operator=(const PrivatePool&) = delete;
+
+  void open() const;   // throws if another one of the device is open
+  void close() const;
+
+ private:
+  Device device_;
+  int64_t number_;
+};
+
+/// Bytes of a device's pool: now handed out or set apart, the most that ever was, and taken from the system.
 struct MemoryUse {
   int64_t in_use = 0, peak = 0, reserved = 0;
 };

@@ -1,10 +1,12 @@
 // Copies between host and GPU, through page-locked staging blocks: so the host need not wait for the GPU.
+#include "adder/core/captured.h"
 #include "adder/core/copy.h"
 #include "adder/core/cuda.cuh"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -60,12 +62,12 @@ Ring& ring() {
   return *all;
 }
 
-// Places for single elements, each for one number at a time.
+// Places for a few numbers each, of one tensor at a time.
 struct Numbers {
   std::mutex mutex;
-  std::vector<std::unique_ptr<Staging>> free;
+  std::map<int64_t, std::vector<std::unique_ptr<Staging>>> free;  // by bytes
 
-  std::shared_ptr<Staging> take();
+  std::shared_ptr<Staging> take(int64_t bytes);
 };
 
 Numbers& numbers() {
@@ -73,16 +75,21 @@ Numbers& numbers() {
   return *all;
 }
 
-std::shared_ptr<Staging> Numbers::take() {
+std::shared_ptr<Staging> Numbers::take(int64_t bytes) {
   const std::lock_guard lock(mutex);
-  if (free.empty()) free.push_back(std::make_unique<Staging>());
-  std::unique_ptr<Staging> place = std::move(free.back());
-  free.pop_back();
-  place->prepare(sizeof(double));  // whose last number may still be on its way
-  return {place.release(), [](Staging* used) {
+  auto& list = free[bytes];
+  if (list.empty()) list.push_back(std::make_unique<Staging>());
+  std::unique_ptr<Staging> place = std::move(list.back());
+  list.pop_back();
+  place->prepare(bytes);  // whose last numbers may still be on their way
+  return {place.release(), [bytes](Staging* used) {
             const std::lock_guard giving_back(numbers().mutex);
-            numbers().free.emplace_back(used);
+            numbers().free[bytes].emplace_back(used);
           }};
+}
+
+void refuse_recording() {
+  if (capturing()) fail("a copy between host and GPU cannot be part of a CUDA graph");
 }
 
 // Rows side by side on the host (`offset` bytes from the start), `pitch` bytes apart on the GPU.
@@ -118,22 +125,23 @@ void transfer(Cuda on, const Piece& p, void* to, int64_t to_pitch, const void* f
 
 }  // namespace
 
-std::function<double()> fetch(Cuda on, const Tensor& from) {
-  const std::shared_ptr<Staging> place = numbers().take();
-  const DType type = from.dtype();
-  const auto bytes = static_cast<size_t>(size_of(type));
-  check(cudaMemcpyAsync(place->data(), from.address(), bytes, cudaMemcpyDeviceToHost, on.stream),
-        "a number from the GPU");
+std::function<Tensor()> fetch(Cuda on, const Tensor& from) {
+  refuse_recording();
+  const int64_t bytes = from.count() * size_of(from.dtype());
+  const std::shared_ptr<Staging> place = numbers().take(bytes);
+  check(cudaMemcpyAsync(place->data(), from.address(), static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, on.stream),
+        "numbers from the GPU");
   place->used(on);
-  return [place, type, bytes] {
+  return [place, bytes, type = from.dtype(), shape = from.shape()] {
     place->wait();
-    const Tensor number({1}, type);
-    std::memcpy(number.address(), place->data(), bytes);
-    return item(number);
+    const Tensor numbers(shape, type);
+    std::memcpy(numbers.address(), place->data(), static_cast<size_t>(bytes));
+    return numbers;
   };
 }
 
 void upload(Cuda on, const void* host, const Tensor& to) {
+  refuse_recording();
   const std::lock_guard lock(ring().mutex);
   each_piece(to, [&](const Piece& p) {
     const Staging& block = ring().next();
@@ -144,6 +152,7 @@ void upload(Cuda on, const void* host, const Tensor& to) {
 }
 
 void download(Cuda on, const Tensor& from, void* host) {
+  refuse_recording();
   const std::lock_guard lock(ring().mutex);
   const Staging* before = nullptr;  // while one block is emptied, the next one fills
   Piece piece{};

@@ -1,8 +1,10 @@
-// Products through cuBLASLt. Floor: 2 m n k FLOPs at tensor core speed, or the operands' bytes at memory speed.
+// Products: those of few rows by a kernel of ours, the others through cuBLASLt.
+// Floor: 2 m n k FLOPs at tensor core speed, or the operands' bytes at memory speed.
 #include "adder/kernels/matmul.h"
 
 #include "adder/core/cuda.cuh"
 #include "adder/core/error.h"
+#include "adder/kernels/matmul_few_rows.h"
 
 #include <cublasLt.h>
 
@@ -222,6 +224,7 @@ void multiply(Cuda on, const Product& p) {
     if (p.beta == 0) fill(p.c, 0);
     return;
   }
+  if (has_few_rows(p, s)) return multiply_few_rows(on, p, s);
   products().run(on, p, s);
 }
 

@@ -71,8 +71,8 @@ std::array<Tensor, 2> Block::operator()(const Tensor& x, const Tensor& residual,
 
 std::array<Tensor, 2> Block::step(const Tensor& x, const Tensor& residual, const Mamba2State& state) const {
   const Traced traced(name);
-  const auto [y, sum] = norm(x, residual);
-  return feed_forward(mixer.step(y, state), sum, {});
+  const auto [out, sum] = mixer.step(norm, x, residual, state);
+  return feed_forward(out, sum, {});
 }
 
 std::array<Tensor, 2> Block::feed_forward(const Tensor& x, const Tensor& residual, const Context& context) const {
@@ -143,14 +143,15 @@ LanguageModel::State LanguageModel::zero_state(int64_t batch) const {
   return state;
 }
 
-Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
+Tensor LanguageModel::prefill(const Tensor& tokens, State& state, const Tensor& document) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
   check(tokens.rank() == 2 && tokens.size(1) > 0, "LanguageModel: a prompt {} is not [batch, time]",
         to_string(tokens.shape()));
+  const Context context{.document = to_device(document, device())};
   Tensor x = embedding(to_device(tokens, device())), residual;
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const auto [y, sum] = blocks[i](x, residual, state[i], {});
+    const auto [y, sum] = blocks[i](x, residual, state[i], context);
     x = y, residual = sum;
   }
   const int64_t batch = tokens.size(0), time = tokens.size(1), width = options.mixer.d_model;
@@ -158,7 +159,7 @@ Tensor LanguageModel::prefill(const Tensor& tokens, State& state) const {
   return contiguous(logits(contiguous(all.slice_last((time - 1) * width, time * width))));
 }
 
-Tensor LanguageModel::step(const Tensor& token, State& state) const {
+Tensor LanguageModel::step(const Tensor& token, const State& state) const {
   NoGrad none;
   check(state.size() == blocks.size(), "LanguageModel: a state of {} blocks for {}", state.size(), blocks.size());
   Tensor x = embedding(to_device(token, device())), residual;
@@ -166,7 +167,7 @@ Tensor LanguageModel::step(const Tensor& token, State& state) const {
     const auto [y, sum] = blocks[i].step(x, residual, state[i]);
     x = y, residual = sum;
   }
-  return contiguous(logits(norm(x, residual)[0]));
+  return logits(norm(x, residual)[0]);
 }
 
 }  // namespace adder::layers

@@ -79,12 +79,14 @@ struct LanguageModel {
   /// i32 [batch, time] -> logits [batch, time, vocabulary], at least f32. All of them at once: for short texts.
   Tensor forward(const Tensor& tokens, const Context& context = {}) const;
 
-  // Decoding: not recorded. A state belongs to a batch of sequences of equal length.
+  // Decoding: not recorded. A state belongs to a batch of sequences.
   State zero_state(int64_t batch) const;
-  /// The state after `tokens` i32 [batch, time], and the logits of what follows, [batch, vocabulary].
-  Tensor prefill(const Tensor& tokens, State& state) const;
-  /// One more token i32 [batch] of each sequence: the logits of what follows.
-  Tensor step(const Tensor& token, State& state) const;
+  /// The state after `tokens` i32 [batch, time], and the logits of what follows, [batch, vocabulary]. The state belongs
+  /// to the first token's document.
+  Tensor prefill(const Tensor& tokens, State& state, const Tensor& document = {}) const;
+  /// One more token i32 [batch] of each sequence: the logits of what follows, whose rows may lie apart. The state is
+  /// moved on where it lies, so that a CUDA graph can do it (layers/decoder.h).
+  Tensor step(const Tensor& token, const State& state) const;
 
  private:
   Tensor hidden(const Tensor& tokens, Context context) const;

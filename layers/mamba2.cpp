@@ -4,6 +4,7 @@
 #include "adder/core/error.h"
 #include "adder/kernels/elementwise.h"
 #include "adder/kernels/gated_rms_norm.h"
+#include "adder/kernels/mamba2_step.h"
 #include "adder/kernels/ssd/ssd.h"
 #include "adder/kernels/view.h"
 
@@ -103,9 +104,8 @@ Tensor Mamba2::run(const Tensor& u, Mamba2State* state, const Context& context) 
   check(u.rank() == 3 && u.size(2) == o.d_model, "Mamba2: u {} is not [batch, time, {}]", to_string(u.shape()),
         o.d_model);
   const int64_t batch = u.size(0), time = u.size(1), bc = o.groups * o.d_state;
-  const auto parts = apply(Split{.x = apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}),
-                                 .sizes = {o.mlp(), o.mlp(), o.ssm(), o.conv_channels(), o.heads()}});
-  const Tensor &z0 = parts[0], &x0 = parts[1], &z = parts[2], &xBC = parts[3], &dt = parts[4];
+  const auto split = parts(apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}));
+  const Tensor &z0 = split[0], &x0 = split[1], &z = split[2], &xBC = split[3], &dt = split[4];
   const Mamba2State before = state ? *state : Mamba2State{};
   const Tensor mixed = state ? conv(xBC, state->conv, context.document) : conv(xBC, context.document);
   const auto inner = apply(Split{.x = mixed, .sizes = {o.ssm(), bc, bc}});
@@ -138,20 +138,55 @@ Tensor Mamba2::gated(const Tensor& y, const Tensor& z, const Tensor& z0, const T
   return n;
 }
 
+// What in_proj makes: z0, x0, z, [x | B | C], dt.
+std::vector<Tensor> Mamba2::parts(const Tensor& projected) const {
+  const Mamba2Options& o = options;
+  return apply(Split{.x = projected, .sizes = {o.mlp(), o.mlp(), o.ssm(), o.conv_channels(), o.heads()}});
+}
+
+// The SSD's step from the parts and what the convolution made of [x | B | C]: [batch, ssm].
+Tensor Mamba2::scan_step(const std::vector<Tensor>& parts, const Tensor& mixed, const Mamba2State& state) const {
+  const Mamba2Options& o = options;
+  const int64_t batch = mixed.size(0), bc = o.groups * o.d_state;
+  const auto inner = apply(Split{.x = mixed, .sizes = {o.ssm(), bc, bc}});
+  const Shape by_head{batch, o.heads(), o.head_dim}, by_group{batch, o.groups, o.d_state};
+  return ssd_step({.x = inner[0].reshape(by_head), .dt = parts[4], .A_log = A_log, .B = inner[1].reshape(by_group),
+                   .C = inner[2].reshape(by_group), .D = D, .z = o.rms_norm ? Tensor() : parts[2].reshape(by_head),
+                   .dt_bias = dt_bias, .state = state.ssm, .dt_min = o.dt_min, .dt_max = o.dt_max})
+      .reshape({batch, o.ssm()});
+}
+
 Tensor Mamba2::step(const Tensor& u, const Mamba2State& state) const {
   NoGrad none;
-  const Mamba2Options& o = options;
-  check(u.rank() == 2 && u.size(1) == o.d_model, "Mamba2: u {} is not [batch, {}]", to_string(u.shape()), o.d_model);
-  const int64_t batch = u.size(0), bc = o.groups * o.d_state;
-  const auto parts = apply(Split{.x = apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}),
-                                 .sizes = {o.mlp(), o.mlp(), o.ssm(), o.conv_channels(), o.heads()}});
-  const Tensor &z0 = parts[0], &x0 = parts[1], &z = parts[2], &xBC = parts[3], &dt = parts[4];
-  const auto mixed = apply(Split{.x = conv.step(xBC, state.conv), .sizes = {o.ssm(), bc, bc}});
-  const Shape by_head{batch, o.heads(), o.head_dim}, by_group{batch, o.groups, o.d_state};
-  const Tensor y = ssd_step({.x = mixed[0].reshape(by_head), .dt = dt, .A_log = A_log, .B = mixed[1].reshape(by_group),
-                             .C = mixed[2].reshape(by_group), .D = D, .z = o.rms_norm ? Tensor() : z.reshape(by_head),
-                             .dt_bias = dt_bias, .state = state.ssm, .dt_min = o.dt_min, .dt_max = o.dt_max});
-  return out_proj(gated(y.reshape({batch, o.ssm()}), z, z0, x0));
+  check(u.rank() == 2 && u.size(1) == options.d_model, "Mamba2: u {} is not [batch, {}]", to_string(u.shape()),
+        options.d_model);
+  const auto split = parts(apply(Matmul{.x = u, .weight = in_proj, .bias = in_bias}));
+  const Tensor y = scan_step(split, conv.step(split[3], state.conv), state);
+  return out_proj(gated(y, split[2], split[0], split[1]));
+}
+
+std::array<Tensor, 2> Mamba2::step(const RmsNorm& before, const Tensor& x, const Tensor& residual,
+                                   const Mamba2State& state) const {
+  NoGrad none;
+  if constexpr (built_with_cuda) {
+    const Mamba2Options& o = options;
+    const Mamba2StepIn in{.x = x, .residual = residual, .norm = before.weight, .eps = before.eps, .weight = in_proj,
+                          .conv = {.x = {}, .state = state.conv, .weight = conv.weight, .bias = conv.bias},
+                          .first = 2 * o.mlp() + o.ssm()};
+    if (x.device() == Device::cuda && !in_bias && fits(in)) {
+      const Cuda on{compute_stream()};
+      const auto [projected, sum] = mamba2_step_in(on, in);
+      const auto split = parts(projected);
+      const Tensor y = scan_step(split, split[3], state);
+      const Mamba2StepOut out{.y = y, .z = split[2], .norm = norm, .eps = o.eps,
+                              .norm_before_gate = o.norm_before_gate, .weight = out_proj.weight};
+      const int64_t groups = o.norm_groups ? o.norm_groups : o.groups;
+      const bool plain = o.rms_norm && o.mlp() == 0 && !out_proj.bias && groups == 1;
+      return {plain && fits(out) ? mamba2_step_out(on, out) : out_proj(gated(y, split[2], split[0], split[1])), sum};
+    }
+  }
+  const auto [u, sum] = before(x, residual);
+  return {step(u, state), sum};
 }
 
 Mamba2State Mamba2::zero_state(int64_t batch) const {

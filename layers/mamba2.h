@@ -17,6 +17,7 @@
 #include "adder/layers/causal_conv1d.h"
 #include "adder/layers/context.h"
 #include "adder/layers/linear.h"
+#include "adder/layers/rms_norm.h"
 
 #include <limits>
 
@@ -74,11 +75,17 @@ struct Mamba2 {
   Tensor operator()(const Tensor& u, Mamba2State& state, const Context& context = {}) const;
   /// One token [batch, d_model] -> the same; the state is moved on in place. No gradient.
   Tensor step(const Tensor& u, const Mamba2State& state) const;
+  /// The norm of a residual block and the step: the branch's output and the residual stream. For few sequences in bf16
+  /// on a GPU they are three kernels (kernels/mamba2_step.h) instead of six, with roundings of their own.
+  std::array<Tensor, 2> step(const RmsNorm& before, const Tensor& x, const Tensor& residual,
+                             const Mamba2State& state) const;
   /// The state before the first token: zero.
   Mamba2State zero_state(int64_t batch) const;
 
  private:
   Tensor run(const Tensor& u, Mamba2State* state, const Context& context) const;
+  std::vector<Tensor> parts(const Tensor& projected) const;
+  Tensor scan_step(const std::vector<Tensor>& parts, const Tensor& mixed, const Mamba2State& state) const;
   Tensor gated(const Tensor& y, const Tensor& z, const Tensor& z0, const Tensor& x0) const;
 };
 

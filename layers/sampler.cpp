@@ -1,11 +1,14 @@
 #include "adder/layers/sampler.h"
 
 #include "adder/core/error.h"
+#include "adder/kernels/softmax.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 namespace adder::layers {
 namespace {
@@ -24,36 +27,70 @@ void penalise(std::vector<double>& logits, std::span<const int32_t> seen, double
 }
 
 // The largest logit; throws if there is no such thing.
-double largest(std::span<const double> logits) {
-  double top = -infinity;
-  for (size_t i = 0; i < logits.size(); ++i) {
+double top_of(std::span<const double> logits) {
+  const double top = largest(logits);
+  for (size_t i = 0; top == infinity; ++i)
     check(logits[i] < infinity, "Sampler: the logit of token {} is {}", i, logits[i]);  // NaN is not less either
-    top = std::max(top, logits[i]);
-  }
   check(top > -infinity, "Sampler: none of {} logits is finite", logits.size());
   return top;
 }
 
-// The tokens, the most probable first, as far as top-k lets them through.
-std::vector<size_t> ranked(const std::vector<double>& weights, const std::vector<double>& logits, int64_t top_k) {
-  std::vector<size_t> tokens(weights.size());
-  std::iota(tokens.begin(), tokens.end(), size_t{0});
-  const size_t kept = top_k == 0 ? tokens.size() : std::min(tokens.size(), static_cast<size_t>(top_k));
-  // By logit: weights that underflowed to zero would tie.
-  std::partial_sort(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(kept), tokens.end(),
-                    [&](size_t a, size_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
-  tokens.resize(kept);
-  return tokens;
+struct Candidate {
+  double logit;  // and not its weight: those that underflowed to zero would tie
+  size_t token;
+};
+bool before(const Candidate& a, const Candidate& b) {
+  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
 }
 
-// The fewest first tokens whose weights reach `share` of all of theirs; at least one.
-void keep_share(std::vector<size_t>& tokens, const std::vector<double>& weights, double share) {
-  double total = 0, sum = 0;
-  for (const size_t token : tokens) total += weights[token];
-  size_t kept = 0;
-  while (kept < tokens.size() && sum < share * total) sum += weights[tokens[kept++]];
-  tokens.resize(kept);
-}
+// Tokens by their probability, sorted only as far as somebody asks: of 50 000, few.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const double> logits) {
+    list_.reserve(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) list_.push_back({logits[i], i});
+  }
+  size_t size() const { return list_.size(); }
+  // The k most probable ones stay.
+  void cut(size_t k) {
+    sort_to(k);
+    list_.resize(std::min(k, size()));
+  }
+  // The fewest first ones whose weights reach `share` of all of theirs stay; at least one.
+  void keep_share(std::span<const double> weights, double share) {
+    double total = 0, sum = 0;
+    for (const Candidate& c : list_) total += weights[c.token];
+    size_t kept = 0;
+    while (kept < size() && sum < share * total) {
+      if (kept >= sorted_) sort_to(std::max<size_t>(256, 4 * sorted_));
+      sum += weights[list_[kept++].token];
+    }
+    list_.resize(kept);
+  }
+  // The others' weights become zero.
+  std::vector<double> filter(std::span<const double> weights) const {
+    std::vector<double> filtered(weights.size());
+    for (const Candidate& c : list_) filtered[c.token] = weights[c.token];
+    return filtered;
+  }
+
+ private:
+  void sort_to(size_t end) {
+    end = std::min(end, size());
+    if (end <= sorted_) return;
+    const auto at = [&](size_t i) { return list_.begin() + static_cast<std::ptrdiff_t>(i); };
+    if (end - sorted_ <= 1024) {  // few: most of the others are looked at once
+      std::partial_sort(at(sorted_), at(end), list_.end(), before);
+    } else {
+      if (end < size()) std::nth_element(at(sorted_), at(end), list_.end(), before);
+      std::sort(at(sorted_), at(end), before);
+    }
+    sorted_ = end;
+  }
+
+  std::vector<Candidate> list_;
+  size_t sorted_ = 0;  // so many first ones
+};
 
 }  // namespace
 
@@ -71,41 +108,56 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(opt
   options_.validate();
 }
 
-std::vector<double> Sampler::probabilities(std::span<const double> given, std::span<const int32_t> seen) const {
-  std::vector<double> logits(given.begin(), given.end()), p(given.size());
+Sampler::Weights Sampler::weights(std::vector<double> logits, std::span<const int32_t> seen) const {
   if (options_.repetition_penalty != 1) penalise(logits, seen, options_.repetition_penalty);
-  const double top = largest(logits);
+  const double top = top_of(logits);
   if (options_.temperature == 0) {
-    p[static_cast<size_t>(std::ranges::find(logits, top) - logits.begin())] = 1;
-    return p;
+    std::vector<double> one(logits.size());
+    one[static_cast<size_t>(std::ranges::find(logits, top) - logits.begin())] = 1;
+    return {std::move(one), 1};
   }
-  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - top) / options_.temperature);  // the largest is 1
-  if (options_.top_k > 0 || options_.top_p < 1) {
-    std::vector<size_t> kept = ranked(p, logits, options_.top_k);
-    if (options_.top_p < 1) keep_share(kept, p, options_.top_p);
-    std::vector<double> filtered(p.size());
-    for (const size_t token : kept) filtered[token] = p[token];
-    p = std::move(filtered);
+  std::optional<Ranking> ranking;
+  if (options_.top_k > 0 || options_.top_p < 1) ranking.emplace(logits);
+  std::vector<double> p = std::move(logits);
+  double sum = exponentials(p, top, options_.temperature);  // the largest is 1
+  if (ranking) {
+    if (options_.top_k > 0) ranking->cut(static_cast<size_t>(options_.top_k));
+    if (options_.top_p < 1) ranking->keep_share(p, options_.top_p);
+    p = ranking->filter(p);
   }
-  for (double& x : p)
-    if (x < options_.min_p) x = 0;
-  const double total = std::accumulate(p.begin(), p.end(), 0.0);
-  for (double& x : p) x /= total;
-  return p;
+  if (options_.min_p > 0)
+    for (double& x : p)
+      if (x < options_.min_p) x = 0;
+  if (ranking || options_.min_p > 0) sum = std::accumulate(p.begin(), p.end(), 0.0);
+  return {std::move(p), sum};
+}
+
+std::vector<double> Sampler::probabilities(std::span<const double> logits, std::span<const int32_t> seen) const {
+  Weights w = weights({logits.begin(), logits.end()}, seen);
+  for (double& x : w.list) x /= w.sum;
+  return std::move(w.list);
+}
+
+int32_t Sampler::draw_from(const Weights& w, int64_t sequence, int64_t position) const {
+  double left = random_.uniform(static_cast<uint64_t>(position), static_cast<uint64_t>(sequence));
+  int32_t token = 0;
+  for (size_t i = 0; i < w.list.size(); ++i) {
+    if (w.list[i] == 0) continue;
+    token = static_cast<int32_t>(i);  // the last one if the sum of all rounds to less than 1
+    left -= w.list[i] / w.sum;
+    if (left < 0) break;
+  }
+  return token;
 }
 
 int32_t Sampler::operator()(std::span<const double> logits, int64_t sequence, int64_t position,
                             std::span<const int32_t> seen) const {
-  const std::vector<double> p = probabilities(logits, seen);
-  double left = random_.uniform(static_cast<uint64_t>(position), static_cast<uint64_t>(sequence));
-  int32_t token = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    if (p[i] == 0) continue;
-    token = static_cast<int32_t>(i);  // the last one if the sum of all rounds to less than 1
-    left -= p[i];
-    if (left < 0) break;
-  }
-  return token;
+  return draw_from(weights({logits.begin(), logits.end()}, seen), sequence, position);
+}
+
+int32_t Sampler::draw(const Tensor& logits, int64_t sequence, int64_t position,
+                      std::span<const int32_t> seen) const {
+  return draw_from(weights(to_host(logits), seen), sequence, position);
 }
 
 }  // namespace adder::layers

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "adder/core/random.h"
+#include "adder/core/tensor.h"
 
 #include <cstdint>
 #include <span>
@@ -45,8 +46,18 @@ class Sampler {
   /// The token for a position of a sequence: a pure function of its arguments and the seed.
   int32_t operator()(std::span<const double> logits, int64_t sequence, int64_t position,
                      std::span<const int32_t> seen = {}) const;
+  /// The same from a tensor, f32 or f64 on the CPU.
+  int32_t draw(const Tensor& logits, int64_t sequence, int64_t position, std::span<const int32_t> seen = {}) const;
 
  private:
+  // Numbers that the probabilities are proportional to, and their sum.
+  struct Weights {
+    std::vector<double> list;
+    double sum;
+  };
+  Weights weights(std::vector<double> logits, std::span<const int32_t> seen) const;
+  int32_t draw_from(const Weights& weights, int64_t sequence, int64_t position) const;
+
   SamplerOptions options_;
   Random random_;
 };

@@ -63,17 +63,26 @@ void AdamW::sum_over_processes() const {
 }
 
 Tensor AdamW::step(double learning_rate, const StepOptions& options) {
+  prepare(learning_rate, options);
+  const Tensor norm = update();
+  watch();
+  return norm;
+}
+
+void AdamW::prepare(double learning_rate, const StepOptions& options) const {
   check(params_.all().size() == moments_.size(), "AdamW: made for {} parameters, but now there are {}",
         moments_.size(), params_.all().size());
   check(std::isfinite(learning_rate) && learning_rate >= 0, "AdamW: learning rate {}", learning_rate);
   check(options.clip >= 0, "AdamW: gradients cannot be clipped to a norm of {}", options.clip);
-  const Traced traced("optimizer");
-  params_.settle_gradients();
-  sum_over_processes();
   const double max_norm = options.clip > 0 ? options.clip : std::numeric_limits<double>::infinity();
   static_assert(AdamWControls::learning_rate == 0 && AdamWControls::max_norm == 1);
   copy(from_host({2}, std::array{learning_rate, max_norm}, DType::f64), controls_.slice_first(0, 2));
+}
 
+Tensor AdamW::update() {
+  const Traced traced("optimizer");
+  params_.settle_gradients();
+  sum_over_processes();
   std::vector<Tensor> gradients;
   for (const ParamBlock& block : params_.blocks()) gradients.push_back(block.gradients.slice_first(0, block.used));
   on(params_.device(), [&](auto backend) {
@@ -95,8 +104,11 @@ Tensor AdamW::step(double learning_rate, const StepOptions& options) {
     }
   });
   params_.clear_gradients();
-  in_a_row_before_ = std::exchange(in_a_row_, Later(control(controls_, AdamWControls::skipped_in_a_row)));
   return control(controls_, AdamWControls::norm);
+}
+
+void AdamW::watch() {
+  in_a_row_before_ = std::exchange(in_a_row_, Later(control(controls_, AdamWControls::skipped_in_a_row)));
 }
 
 int64_t AdamW::bytes() const {

@@ -44,6 +44,12 @@ class AdamW {
   /// call. Returns their global norm before clipping, f64 [1], which the next step overwrites.
   Tensor step(double learning_rate, const StepOptions& options = {});
 
+  // The parts of step(): of them update() alone is work on the device that is the same every time, so that it can be
+  // captured together with the forward and the backward pass (core/captured.h), prepare() before and watch() after it.
+  void prepare(double learning_rate, const StepOptions& options = {}) const;
+  Tensor update();
+  void watch();
+
   /// Moments and counts, for checkpoints. Refers to this optimizer.
   State state();
 

@@ -1,9 +1,12 @@
+#include "adder/autograd/gradient_check.h"
 #include "adder/core/error.h"
+#include "adder/layers/decoder.h"
 #include "adder/layers/generate.h"
 
 #include "catch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 using namespace adder;
@@ -88,6 +91,66 @@ TEST_CASE("generate: sequences of a batch are drawn apart") {
   CHECK(added[0] == generate(tiny.model, prompt_of({{10, 2}}), {.tokens = 24})[0]);
 }
 
+TEST_CASE("generate: prompts of unequal length go on as each would alone, drawn or not, in stretches or not") {
+  const Tiny tiny;
+  layers::Texts prompts = {{10, 2}, {10, 5, 9, 2, 6, 3, 3, 1, 0}, {7}, {10, 3, 1, 4, 1}};
+  const bool drawn = GENERATE(false, true), long_one = GENERATE(false, true);
+  if (long_one) {  // the second prompt begins where a stretch does, the third one in the middle of the first stretch
+    prompts.resize(3);
+    for (const auto& [i, length] : {std::pair<size_t, size_t>{0, 4096 + 7}, {1, 7}, {2, 2000}}) {
+      prompts[i].assign(length, 10);
+      for (size_t t = 1; t < length; ++t) prompts[i][t] = static_cast<int32_t>((t * t + i) % 11);
+    }
+  }
+  const layers::GenerateOptions options{.tokens = 8,
+                                        .sampler = {.temperature = drawn ? 1.0 : 0.0, .top_k = drawn ? 8 : 0}};
+  const auto together = generate(tiny.model, prompts, options);
+  const layers::Prefilled all = layers::prefill(tiny.model, prompts);
+  for (size_t s = 0; s < prompts.size(); ++s) {
+    INFO("prompt " << s);
+    const layers::Prefilled one = layers::prefill(tiny.model, {prompts[s]});
+    const auto row = static_cast<int64_t>(s);
+    // Products of other sizes sum in another order, in f64.
+    CHECK(relative_rms(all.logits.slice_first(row, row + 1), one.logits) < 1e-12);
+    for (size_t i = 0; i < all.state.size(); ++i) {
+      CHECK(relative_rms(all.state[i].ssm.slice_first(row, row + 1), one.state[i].ssm) < 1e-12);
+      CHECK(max_difference(all.state[i].conv.slice_first(row, row + 1), one.state[i].conv) < 1e-12);
+    }
+    if (drawn) CHECK(together[s].size() == 8);  // a number of its own for each sequence
+    else CHECK(together[s] == generate(tiny.model, layers::Texts{prompts[s]}, options)[0]);
+  }
+  if (drawn) CHECK(together[0] == generate(tiny.model, layers::Texts{prompts[0]}, options)[0]);
+}
+
+TEST_CASE("decoder: writes the most probable text by itself, and another one where tokens are chosen") {
+  const Tiny tiny;
+  const layers::Texts prompts = {{10, 2, 7}, {10, 3, 1}};
+  const auto expected = generate(tiny.model, prompts, {.tokens = 6, .sampler = {.temperature = 0}});
+  layers::Prefilled start = layers::prefill(tiny.model, prompts);
+  layers::Decoder decoder(tiny.model, std::move(start.state), start.logits);
+  Text first = prompts[0];
+  for (size_t i = 0; i < 6; ++i) {
+    CHECK(decoder.token().data<int32_t>()[0] == expected[0][i]);
+    CHECK(decoder.token().data<int32_t>()[1] == expected[1][i]);
+    first.push_back(expected[0][i]);
+    decoder.step();
+  }
+  const Text chosen = {4, 5};
+  decoder.choose(chosen);
+  first.push_back(4);
+  decoder.step();
+  const auto logits = last_logits(tiny.model, first);
+  CHECK(max_difference(decoder.logits().slice_first(0, 1), from_host({1, 11}, logits, DType::f64)) < 1e-10);
+}
+
+TEST_CASE("generate: logits that are no numbers are refused, not written") {
+  const Tiny tiny;
+  fill(tiny.params.all().back().value, std::nan(""));
+  CHECK_THROWS_WITH(generate(tiny.model, prompt_of({{10}}), {.tokens = 3, .sampler = {.temperature = 0}}),
+                    ContainsSubstring("NaN"));
+  CHECK_THROWS_WITH(generate(tiny.model, prompt_of({{10}}), {.tokens = 3}), ContainsSubstring("nan"));
+}
+
 TEST_CASE("generate: each token is told at once, and a sequence stops at its end") {
   const Tiny tiny;
   std::vector<Text> told(4);
@@ -141,6 +204,8 @@ TEST_CASE("generate: no tokens is no text, and wrong prompts are named") {
   const Tiny tiny;
   CHECK(generate(tiny.model, prompt_of({{10}}), {.tokens = 0}) == std::vector<Text>{{}});
   CHECK_THROWS_WITH(generate(tiny.model, zeros({1, 0}, DType::i32)), ContainsSubstring("at least one token"));
+  CHECK_THROWS_WITH(generate(tiny.model, layers::Texts{{1}, {}}), ContainsSubstring("at least one token"));
+  CHECK_THROWS_WITH(generate(tiny.model, layers::Texts{}), ContainsSubstring("no prompts"));
   CHECK_THROWS_WITH(generate(tiny.model, zeros({1, 2})), ContainsSubstring("of f32 is not i32"));
   CHECK_THROWS_WITH(generate(tiny.model, prompt_of({{11}})), ContainsSubstring("outside the vocabulary of 11"));
   CHECK_THROWS_WITH(generate(tiny.model, prompt_of({{1}}), {.tokens = -1}), ContainsSubstring("-1 tokens"));

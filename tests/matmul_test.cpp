@@ -153,3 +153,30 @@ TEST_CASE("matmul: every algorithm that cuBLASLt proposes gives the product", "[
     }
   });
 }
+
+TEST_CASE("matmul: few rows on every backend agree with f64, in pieces of 16 bytes or not, rows apart",
+          "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t rows = GENERATE(1, 3, 8, 9, 16, 17);  // 17: too many for the kernel of few rows
+  const auto [in, out] = GENERATE(table<int64_t, int64_t>({{8, 1}, {40, 9}, {1048, 23}, {16, 4099}, {12, 5}}));
+  const int64_t offset = GENERATE(0, 8, 1);  // 1: x does not lie at 16 bytes
+  const bool bias = out == 9 || out == 4099, wide = out >= 23;  // of the logits
+  const auto f = [&](std::span<const Tensor> t) {
+    const auto parts = apply(Split{.x = t[0], .sizes = {offset, in, 16 - offset}});
+    return std::vector{apply(Matmul{.x = parts[1], .weight = t[1], .bias = t[2], .wide = wide}), parts[0], parts[2]};
+  };
+  check_at(place, f,
+           {random_normal({rows, in + 16}, 1), random_normal({out, in}, 2), bias ? random_normal({out}, 3) : Tensor()},
+           2e-6);  // sums of 4099 f32 products
+}
+
+TEST_CASE("matmul: a row among few has the bits of the row alone", "[gpu][small]") {
+  if (no_gpu()) return;
+  const auto on_gpu = [](const Tensor& t) { return to_device(to(t, DType::bf16), Device::cuda); };
+  const Tensor x = on_gpu(random_normal({16, 1536}, 1)), w = on_gpu(random_normal({520, 1536}, 2));
+  const Tensor all = apply(Matmul{.x = x, .weight = w, .bias = {}});
+  for (const int64_t i : {0, 7, 8, 15}) {
+    const Tensor alone = apply(Matmul{.x = x.slice_first(i, i + 1), .weight = w, .bias = {}});
+    CHECK(bitwise_equal(alone, all.slice_first(i, i + 1)));
+  }
+}

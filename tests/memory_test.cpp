@@ -1,5 +1,7 @@
 #include "adder/core/memory.h"
 
+#include "adder/core/error.h"
+
 #include "catch.h"
 
 using namespace adder;
@@ -48,4 +50,38 @@ TEST_CASE("memory: a block given back is handed out to others, and its storage g
   CHECK(block.data() == block.data());
   CHECK(made == 1);
   CHECK(block.bytes() == 5000);
+}
+
+TEST_CASE("memory: blocks of a private pool go to nobody else until it ends, and are reused in it") {
+  const int64_t before = memory_use(Device::cpu).in_use;
+  void *mine = nullptr, *held = nullptr;
+  {
+    auto pool = std::make_unique<PrivatePool>(Device::cpu);
+    std::unique_ptr<Storage> outlives;
+    {
+      Storage outside(Device::cpu, 7000);
+      pool->open();
+      CHECK_THROWS_WITH(PrivatePool(Device::cpu).open(), ContainsSubstring("open already"));
+      Storage inside(Device::cpu, 7000);
+      mine = inside.data();
+      outlives = std::make_unique<Storage>(Device::cpu, 9000);
+      held = outlives->data();
+    }
+    {
+      Storage again(Device::cpu, 7000);  // `inside`, not `outside`, though both are free
+      CHECK(again.data() == mine);
+    }
+    pool->close();
+    Storage other(Device::cpu, 7000), another(Device::cpu, 7000);
+    CHECK(other.data() != mine);
+    CHECK(another.data() != mine);
+    CHECK(memory_use(Device::cpu).in_use - before == 3 * 7168 + 9216);  // what is set apart counts
+    pool.reset();
+    CHECK(memory_use(Device::cpu).in_use - before == 2 * 7168 + 9216);
+    Storage third(Device::cpu, 7000);
+    CHECK(third.data() == mine);
+    outlives.reset();
+    CHECK(Storage(Device::cpu, 9000).data() == held);
+  }
+  CHECK(memory_use(Device::cpu).in_use == before);
 }

@@ -1,10 +1,14 @@
+#include "adder/autograd/gradient_check.h"
 #include "adder/core/error.h"
 #include "adder/layers/sampler.h"
 
 #include "catch.h"
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 using namespace adder;
 using layers::Sampler;
@@ -145,4 +149,37 @@ TEST_CASE("sampler: options out of range are named") {
   CHECK_THROWS_WITH(Sampler({.top_p = 1.5}), ContainsSubstring("top-p of 1.5"));
   CHECK_THROWS_WITH(Sampler({.min_p = -0.1}), ContainsSubstring("min-p of -0.1"));
   CHECK_THROWS_WITH(Sampler({.repetition_penalty = 0}), ContainsSubstring("penalty of 0"));
+}
+
+TEST_CASE("sampler: from a tensor, f32 or f64, as from a list") {
+  const Sampler sampler({.temperature = 0.9});
+  for (const DType type : {DType::f32, DType::f64}) {
+    const Tensor logits = to(random_normal({1, 700}, 3), type);
+    for (int64_t i = 0; i < 50; ++i) CHECK(sampler.draw(logits, 1, i) == sampler(to_host(logits), 1, i));
+  }
+}
+
+TEST_CASE("sampler: top-k and top-p of many tokens keep what a full sort keeps") {
+  constexpr size_t n = 5000;
+  const Tensor random = random_normal({n}, 3, 2);
+  std::vector<double> logits = to_host(random);
+  for (size_t i = 0; i < n; i += 3) logits[i] = std::round(logits[i]);  // many are equal
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, std::greater(), [&](size_t i) { return logits[i]; });
+  double all = 0;
+  for (const double l : logits) all += std::exp(l);
+  for (const int64_t top_k : {0, 1, 255, 257, 4999, 6000})
+    for (const double top_p : {0.05, 0.5, 0.9, 0.999, 1.0}) {
+      const size_t most = top_k == 0 ? n : std::min(n, static_cast<size_t>(top_k));
+      double total = 0, sum = 0;
+      for (size_t i = 0; i < most; ++i) total += std::exp(logits[order[i]]);
+      std::vector<double> expected(n);
+      for (size_t i = 0; i < most && sum < top_p * total * (1 - 1e-12); ++i)  // at 1 rounding decides
+        sum += expected[order[i]] = std::exp(logits[order[i]]);
+      if (top_p == 1)
+        for (size_t i = 0; i < most; ++i) expected[order[i]] = std::exp(logits[order[i]]);
+      INFO("top-k " << top_k << ", top-p " << top_p);
+      CHECK(near(Sampler({.top_k = top_k, .top_p = top_p}).probabilities(logits), expected));
+    }
 }

@@ -1,5 +1,5 @@
 // Floor: the state read and written once, 8 bytes a cell, at memory speed. A warp has four rows of one head at a time,
-// so that four accesses of 16 bytes a lane are under way.
+// so that four accesses of 16 bytes a lane are under way; they begin before anything is computed.
 #include "adder/core/launch.cuh"
 #include "adder/kernels/ssd/recurrent.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
@@ -22,37 +22,56 @@ struct Step {
   T* y;
 };
 
-// Columns come `n` at a time, 4 where rows are aligned.
+// Columns come `n` at a time: four where rows of the state, of B and of C are aligned.
+template <class T, int n>
+__device__ void load(const T* from, float (&x)[n]) {
+  if constexpr (n == 1) {
+    x[0] = value(*from);
+  } else {
+    const auto piece = *reinterpret_cast<const Lanes<T, n>*>(from);
+#pragma unroll
+    for (int j = 0; j < n; ++j) x[j] = piece[j];
+  }
+}
+
 template <class T, int n>
 __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int64_t item = blockIdx.x / p.blocks, b = item / p.heads, h = item % p.heads, g = h / (p.heads / p.groups);
   const int64_t row = ((blockIdx.x - item * p.blocks) * step_warps + warp) * step_rows;
   if (row >= p.width) return;
-  const float raw = value(p.dt[b * p.stride_dt + h]) + (p.bias != nullptr ? p.bias[h] : 0.0f);
-  const float delta = p.time_step(raw), decay = decay_of(delta, -expf(p.A_log[h]));
   const T *x = p.x + b * p.stride_x + h * p.width, *B = p.B + b * p.stride_B + g * p.state;
   const T* C = p.C + b * p.stride_C + g * p.state;
   float* S = p.S + (item * p.width + row) * p.state;
   const int rows = static_cast<int>(min(int64_t{step_rows}, p.width - row));
+  float cells[step_rows][n], to_cells[n], from_cells[n];  // of the state, B and C
+  const auto read = [&](int64_t column) {
+    if (column >= p.state) return;
+#pragma unroll
+    for (int r = 0; r < step_rows; ++r)
+      if (r < rows) load<float, n>(S + r * p.state + column, cells[r]);
+    load<T, n>(B + column, to_cells);
+    load<T, n>(C + column, from_cells);
+  };
+  read(int64_t{lane} * n);
+  const float raw = value(p.dt[b * p.stride_dt + h]) + (p.bias != nullptr ? p.bias[h] : 0.0f);
+  const float delta = p.time_step(raw), decay = decay_of(delta, -expf(p.A_log[h]));
   float input[step_rows], sums[step_rows] = {};
 #pragma unroll
   for (int r = 0; r < step_rows; ++r) input[r] = r < rows ? delta * value(x[row + r]) : 0.0f;
   for (int64_t column = int64_t{lane} * n; column < p.state; column += 32 * n) {
-    Floats<n> cells[step_rows];
-#pragma unroll
-    for (int r = 0; r < step_rows; ++r)
-      if (r < rows) cells[r] = *reinterpret_cast<const Floats<n>*>(S + r * p.state + column);
 #pragma unroll
     for (int r = 0; r < step_rows; ++r) {
       if (r >= rows) break;
+      Floats<n> moved;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        cells[r].v[j] = fmaf(input[r], value(B[column + j]), decay * cells[r].v[j]);
-        sums[r] += cells[r].v[j] * value(C[column + j]);
+        moved.v[j] = fmaf(input[r], to_cells[j], decay * cells[r][j]);
+        sums[r] += moved.v[j] * from_cells[j];
       }
-      *reinterpret_cast<Floats<n>*>(S + r * p.state + column) = cells[r];
+      *reinterpret_cast<Floats<n>*>(S + r * p.state + column) = moved;
     }
+    read(column + 32 * n);
   }
   float y = scattered_sum(sums);
   if (lane >= rows) return;
@@ -60,6 +79,12 @@ __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   if (p.D != nullptr) y += p.D[p.per_channel ? at : h] * value(x[row + lane]);
   if (p.z != nullptr) y *= math::silu(value(p.z[b * p.stride_z + at]));
   p.y[b * p.heads * p.width + at] = element<T>(y);
+}
+
+// Whether rows of n numbers can be read four at a time.
+template <class T>
+bool in_fours(const T* data, int64_t n, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0 && n % 4 == 0 && stride % 4 == 0;
 }
 
 template <class T>
@@ -75,7 +100,8 @@ void run(Cuda on, const SsdStep& s, const Tensor& y) {
                   .A_log = s.A_log.data<float>(), .D = s.D ? s.D.data<float>() : nullptr,
                   .bias = s.dt_bias ? s.dt_bias.data<float>() : nullptr, .per_channel = s.D && s.D.rank() == 2,
                   .S = s.state.data<float>(), .y = y.data<T>()};
-  const bool aligned = state % 4 == 0 && reinterpret_cast<uintptr_t>(p.S) % 16 == 0;
+  const bool aligned = in_fours(p.S, state, state) && in_fours(p.B, state, p.stride_B) &&
+                       in_fours(p.C, state, p.stride_C);
   launch(aligned ? step<T, 4> : step<T, 1>, blocks(batch * heads * row_blocks, 1), 32 * step_warps, 0, on, p);
 }
 

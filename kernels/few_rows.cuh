@@ -1,0 +1,109 @@
+// x Wᵀ of few rows x, as in decoding, where all the time goes into reading W.
+//
+// A block makes 8, 16 or 32 columns of the result, so reads as many rows of W; its warps share k, and their sums are
+// added in order. Tensor cores multiply, as a thread could not convert and multiply as fast as the memory gives. The
+// sum over k may go in any order that is the same for both factors, so a lane takes 16 bytes in a row, 8 numbers, for
+// two products of 16: no shared memory between memory and tensor cores.
+#pragma once
+
+#include "adder/kernels/mma.cuh"
+
+namespace adder::few_rows {
+
+inline constexpr int piece = 8, part = 4 * piece;  // numbers of k that a lane and that a warp take at a time
+
+/// [n, k], its rows `stride` apart; in pieces of 16 bytes.
+struct Weight {
+  const bf16* data;
+  int64_t stride, n;
+  int k;
+};
+
+/// Sixteen bytes, or zeros if not `there`: then `from` is not read. Without a branch, so that many can be under way. A
+/// block reads nothing twice: it need not stay in the L1 cache. Nobody may write it while the kernel runs.
+__device__ inline uint4 read(const bf16* from, bool there) {
+  uint4 v;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
+               "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+               "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+               : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(from), "r"(static_cast<int>(there)));
+  return v;
+}
+
+/// What this thread of a block of `warps` warps has to do with the result: one number, if `inside`.
+template <int tiles>
+struct Place {
+  static constexpr int columns = 8 * tiles;  // of a block
+  int64_t column;
+  int row;
+  bool inside;
+
+  __device__ Place(int64_t n, int rows)
+      : column(int64_t{blockIdx.x} * columns + threadIdx.x % columns), row(static_cast<int>(threadIdx.x) / columns),
+        inside(row < rows && column < n) {}
+};
+
+/// The number of this thread's Place. `halves`: of eight rows. Once the first of W is on its way, it calls prepare(),
+/// which may use barriers and leaves x where x(row, k) finds eight numbers of it: zeros where there is no row or k is
+/// too large.
+template <int warps, int tiles, int halves, class Prepare, class X>
+__device__ float product(const Weight& w, Prepare&& prepare, X&& x) {
+  constexpr int columns = 8 * tiles, ahead = tiles == 4 ? 2 : 4;  // parts of W under way
+  static_assert(32 * warps >= 8 * halves * columns);
+  __shared__ alignas(8) float parts[warps][8 * halves][columns];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int r = lane / 4, q = lane % 4;
+  const bf16* rows[tiles];
+  bool there[tiles];
+#pragma unroll
+  for (int t = 0; t < tiles; ++t) {
+    const int64_t n = int64_t{blockIdx.x} * columns + 8 * t + r;
+    there[t] = n < w.n;
+    rows[t] = w.data + n * w.stride;
+  }
+  uint4 b[ahead][tiles];
+  const auto load = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      const int k = begin + i * warps * part + q * piece;
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) b[i][t] = read(rows[t] + k, there[t] && k < w.k);
+    }
+  };
+  load(warp * part);
+  prepare();
+  float sum[tiles][4] = {};
+  for (int begin = warp * part; begin < w.k; begin += ahead * warps * part) {  // all lanes alike
+    uint4 a[ahead][halves];
+#pragma unroll
+    for (int i = 0; i < ahead; ++i)
+#pragma unroll
+      for (int h = 0; h < halves; ++h) a[i][h] = x(r + 8 * h, begin + i * warps * part + q * piece);
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      const uint4 low = a[i][0], high = halves == 2 ? a[i][halves - 1] : uint4{};
+      const mma::Left even{{low.x, high.x, low.y, high.y}}, odd{{low.z, high.z, low.w, high.w}};
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) {
+        const mma::Right both{{b[i][t].x, b[i][t].y, b[i][t].z, b[i][t].w}};
+        mma::multiply_add(sum[t], even, both, 0);
+        mma::multiply_add(sum[t], odd, both, 1);
+      }
+    }
+    load(begin + ahead * warps * part);
+  }
+#pragma unroll
+  for (int t = 0; t < tiles; ++t)
+#pragma unroll
+    for (int h = 0; h < halves; ++h)
+      *reinterpret_cast<float2*>(&parts[warp][r + 8 * h][8 * t + 2 * q]) = {sum[t][2 * h], sum[t][2 * h + 1]};
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / columns, column = static_cast<int>(threadIdx.x) % columns;
+  if (row >= 8 * halves) return 0;
+  float y = 0;
+#pragma unroll
+  for (int i = 0; i < warps; ++i) y += parts[i][row][column];
+  return y;
+}
+
+}  // namespace adder::few_rows
