@@ -46,7 +46,10 @@ int64_t scan_scratch(const Sizes& s) {
                          m.d_state % 8 == 0;
   if (!in_chunks) return token_by_token;
   const int64_t tile = 64 * (m.d_state <= 64 ? 64 : 128);
-  return 2 * Sizes::pooled(s.chunks * m.heads() * tile * s.narrow) + 2 * s.room(m.heads(), s.wide);
+  // Few chunks are worked on by several blocks, each of which leaves its part of dB and dC.
+  const int64_t parts = std::clamp<int64_t>(512 / (s.chunks * m.groups), 1, m.heads() / m.groups);
+  return 2 * Sizes::pooled(s.chunks * m.heads() * tile * s.narrow) + 2 * s.room(m.heads(), s.wide) +
+         (parts > 1 ? 2 * s.room(parts * m.groups * m.d_state, s.wide) : 0);
 }
 
 struct BlockMemory {
