@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 
@@ -110,9 +111,13 @@ MemoryPlan planned_memory(const layers::LanguageModelOptions& model, const Micro
 }
 
 double expected_utilisation(Device device, int64_t d_model) {
-  if (device == Device::cpu) return 0.7;
-  const double doublings = std::log2(static_cast<double>(d_model) / 768) / std::log2(2048.0 / 768);
-  return 0.3 + 0.1 * std::clamp(doublings, 0.0, 1.0);
+  struct Measured {
+    double width, share;
+  };
+  const auto [narrow, wide] = device == Device::cuda ? std::array{Measured{768, 0.30}, Measured{2048, 0.40}}
+                                                     : std::array{Measured{128, 0.37}, Measured{512, 0.70}};
+  const double between = std::log(static_cast<double>(d_model) / narrow.width) / std::log(wide.width / narrow.width);
+  return narrow.share + (wide.share - narrow.share) * std::clamp(between, 0.0, 1.0);
 }
 
 std::string describe(const TrainingPlan& plan) {

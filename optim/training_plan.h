@@ -17,9 +17,9 @@ struct MemoryPlan {
 /// Within 10 % of memory/peak of a run of one process (tests/training_plan_test.cpp).
 MemoryPlan planned_memory(const layers::LanguageModelOptions& model, const layers::MicroBatch& batch);
 
-/// What of a device's FLOP/s a training of that width will make use of: on a GPU the share of its peak that was measured
-/// at the widths 768 and 2048 (docs/performance.md), between them by interpolation; on the CPU what was measured of the
-/// rate of large products.
+/// What of a device's FLOP/s a training of that width will make use of, between two measured widths by interpolation
+/// and beyond them as at the nearer one: on a GPU of its peak, at 768 and 2048 (docs/performance.md); on the CPU of the
+/// rate of large products, at 128 and 512.
 double expected_utilisation(Device device, int64_t d_model);
 
 struct TrainingPlan {
