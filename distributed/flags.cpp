@@ -153,6 +153,7 @@ void Flags::parse(int argc, const char* const* argv) {
     refuse_unknown(dashed, dashed.substr(std::min(dashed.find_first_not_of('-'), dashed.size())));
   }
 
+  places_.clear();
   if (config->count() > 0) places_.push_back(read_config(config->results().back()));
   std::vector<Given> here;
   for (size_t i = 0; i < flags_.size(); ++i)

@@ -23,8 +23,8 @@ MemoryPlan planned_memory(const layers::LanguageModelOptions& model, const layer
 double expected_utilisation(Device device, int64_t d_model);
 
 struct TrainingPlan {
-  layers::LanguageModelOptions model;
-  layers::MicroBatch micro_batch;
+  layers::LanguageModelOptions model = {};
+  layers::MicroBatch micro_batch = {};
   int64_t batch = 1, steps = 1;  // sequences a step; steps
   int64_t processes = 1;
   int64_t training_tokens = 0;   // of the corpus; 0: not known

@@ -22,8 +22,8 @@ struct Corpus {
 };
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
-/// any, from at most `machine_text` MB of text found on this machine. One rank makes them, the others wait. Shards of other text are refused, or made
-/// again if `anew`.
+/// any, from at most `machine_text` MB of text found on this machine. One rank makes them, the others wait. Shards of
+/// other text are refused, or made again if `anew`.
 inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
                              double machine_text, bool anew, Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};

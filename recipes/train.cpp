@@ -54,7 +54,7 @@ Flags flags(Options& o) {
             {.min = 0, .may_change = true});
   add_flags(flags, o.model, &o.learning_rate, "base");
   flags.group("Training");
-  flags.add("steps", o.steps, "optimizer steps", {.min = 1, .on_gpu = "4500"});
+  flags.add("steps", o.steps, "optimizer steps", {.min = 1, .on_gpu = "5000"});
   flags.add("batch", o.batch, "sequences a step", {.min = 1, .on_gpu = "32"});
   flags.add("micro-batch", o.micro_batch, "sequences a forward pass, at most; gradients add up",
             {.min = 1, .may_change = true, .on_gpu = "32"});
