@@ -27,6 +27,7 @@ struct Params::Arena {
   std::vector<ParamBlock> blocks;
   std::unordered_set<std::string> names;
   std::vector<Tensor> leaves;
+  int64_t count = 0;  // elements
 
   using Flat = Tensor ParamBlock::*;
   /// What lies in `to` where the contiguous view lies in `from`; undefined if it lies elsewhere.
@@ -116,13 +117,17 @@ Tensor Params::create(std::string_view name, const Shape& shape, const Init& ini
 
   const int64_t capacity = std::max(local.count(), block_bytes / size_of(dtype()));
   const bool has_copies = compute() != dtype();
-  if (arena.blocks.empty() || arena.blocks.back().used + local.count() > arena.blocks.back().values.count())
-    arena.blocks.push_back({zeros({capacity}, dtype(), device()), zeros({capacity}, dtype(), device()),
-                            has_copies ? zeros({capacity}, compute(), device()) : Tensor(), 0});
+  const auto flat = [&](DType type) {
+    return arena.options.sizes_only ? Tensor() : zeros({capacity}, type, device());
+  };
+  if (arena.blocks.empty() || arena.blocks.back().used + local.count() > arena.blocks.back().capacity)
+    arena.blocks.push_back({flat(dtype()), flat(dtype()), has_copies ? flat(compute()) : Tensor(), 0, capacity});
   ParamBlock& block = arena.blocks.back();
   const int64_t begin = block.used, end = begin + local.count();
-  block.used = std::min((end + alignment - 1) / alignment * alignment, block.values.count());
-  const auto part = [&](const Tensor& flat) { return flat.slice_first(begin, end).reshape(local); };
+  block.used = std::min((end + alignment - 1) / alignment * alignment, block.capacity);
+  arena.count += local.count();
+  if (arena.options.sizes_only) return {};
+  const auto part = [&](const Tensor& whole) { return whole.slice_first(begin, end).reshape(local); };
   const Tensor value = part(block.values), gradient = part(block.gradients);
 
   initialise(value, shape, axis, range, init, Random(seed(), full_name));
@@ -150,6 +155,7 @@ Tensor Params::create_packed(std::string_view name, int64_t columns, const std::
   const auto shape = [&](int64_t n) { return columns > 0 ? Shape{n, columns} : Shape{n}; };
   // The storage is one tensor; its entry is then replaced by the entries of the parts.
   const Tensor packed = Params(arena_, path_).create(name, shape(rows), init::constant(0), {.product = product});
+  if (arena.options.sizes_only) return packed;
   const Param whole = std::move(arena.params.back());
   arena.params.pop_back();
   int64_t begin = 0;
@@ -176,11 +182,7 @@ DType Params::dtype() const { return arena_->options.dtype; }
 DType Params::compute() const { return arena_->options.compute.value_or(dtype()); }
 Device Params::device() const { return arena_->device; }
 
-int64_t Params::count() const {
-  int64_t n = 0;
-  for (const Param& p : all()) n += p.value.count();
-  return n;
-}
+int64_t Params::count() const { return arena_->count; }
 
 Tensor Params::master(const Tensor& tensor) const {
   check(tensor.contiguous(), "Params: {} is no whole parameter and no rows of one", to_string(tensor.shape()));

@@ -60,6 +60,7 @@ struct ParamBlock {
   Tensor values, gradients;  // [capacity]
   Tensor rounded;            // bf16 [capacity]: the values, rounded; undefined unless the run computes in bf16
   int64_t used = 0;          // elements in use, from the front
+  int64_t capacity = 0;      // elements
 };
 
 class Params {
@@ -70,8 +71,10 @@ class Params {
     std::optional<DType> compute = {};  // what products read: bf16 with f32 masters, else (and by default) the dtype
     int64_t shard = 0;         // this rank among `shards` along the shard axes
     int64_t shards = 1;
+    bool sizes_only = false;   // nothing is allocated: every parameter is undefined, and all() is empty; what count()
+                               // and blocks() say of sizes is true
   };
-  explicit Params(Device device, const Options& options = {1, DType::f32, {}, 0, 1});
+  explicit Params(Device device, const Options& options = {1, DType::f32, {}, 0, 1, false});
 
   /// The scope of that name below this one.
   Params operator/(std::string_view name) const;

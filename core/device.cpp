@@ -17,6 +17,7 @@ void choose_gpu(int) { no_cuda(); }
 std::string describe_gpu() { no_cuda(); }
 std::string describe_gpu(int) { no_cuda(); }
 std::string gpu_name() { no_cuda(); }
+int64_t gpu_memory() { no_cuda(); }
 CUstream_st* compute_stream() { no_cuda(); }
 CUstream_st* communication_stream() { no_cuda(); }
 CUstream_st* copy_stream() { no_cuda(); }

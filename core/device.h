@@ -7,6 +7,7 @@
 // backend is a link error and not a run-time surprise.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 struct CUstream_st;
@@ -43,8 +44,9 @@ void choose_gpu(int index);
 /// The chosen one, or one of those that answer: "NVIDIA H100 80GB HBM3, 79.2 GiB, driver for CUDA 13.0, runtime 13.0".
 std::string describe_gpu();
 std::string describe_gpu(int index);
-/// The chosen one's name: "NVIDIA H100 80GB HBM3".
+/// The chosen one's name: "NVIDIA H100 80GB HBM3"; and the bytes of its memory.
 std::string gpu_name();
+int64_t gpu_memory();
 
 /// The stream that kernels of this process run on (the first call opens the GPU, and throws if this build is made for
 /// another kind of it), and those of collectives and of copies beside the kernels. Memory

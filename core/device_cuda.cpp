@@ -114,6 +114,7 @@ void choose_gpu(int index) {
 }
 
 std::string gpu_name() { return properties(chosen).name; }
+int64_t gpu_memory() { return static_cast<int64_t>(properties(chosen).totalGlobalMem); }
 std::string describe_gpu() { return describe_gpu(chosen); }
 
 std::string describe_gpu(int index) {

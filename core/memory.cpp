@@ -17,15 +17,14 @@ namespace adder {
 void* take_block(Cpu, int64_t bytes) { return std::aligned_alloc(64, static_cast<size_t>(bytes)); }
 void give_back_block(Cpu, void* block) { std::free(block); }
 
-namespace {
-
-// Sizes are rounded up to eighths of a power of two, but to 2 MiB at most: blocks of near sizes are shared, and at most
-// 12.5 % is wasted, of large ones next to nothing.
-int64_t rounded(int64_t bytes) {
+// Sizes are rounded up to eighths of a power of two, but to 2 MiB at most.
+int64_t pooled_bytes(int64_t bytes) {
   const uint64_t least = std::max<uint64_t>(64, static_cast<uint64_t>(bytes));
   const uint64_t step = std::clamp<uint64_t>(std::bit_floor(least) / 8, 64, uint64_t{2} << 20);
   return static_cast<int64_t>((least + step - 1) / step * step);
 }
+
+namespace {
 
 template <class Backend>
 class Pool {
@@ -33,7 +32,7 @@ class Pool {
   explicit Pool(Backend backend) : backend_(backend) {}
 
   void* take(int64_t bytes) {
-    const int64_t size = rounded(bytes);
+    const int64_t size = pooled_bytes(bytes);
     const std::lock_guard lock(mutex_);
     if (open_ != 0)
       if (void* const block = pop(apart_[open_], size)) return block;  // counted already
@@ -45,7 +44,7 @@ class Pool {
     return block;
   }
   void give_back(void* block, int64_t bytes) {
-    const int64_t size = rounded(bytes);
+    const int64_t size = pooled_bytes(bytes);
     const std::lock_guard lock(mutex_);
     if (const auto owner = owner_.find(block); owner != owner_.end()) {
       apart_[owner->second][size].push_back(block);

@@ -190,6 +190,10 @@ std::string svg(const Curve& curve) {
       "<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n",
       width, height);
   text += frame(curve, x, y);
+  for (const double mark : curve.marks)
+    if (x.visible(mark) && x(mark) > left && x(mark) < width - right)
+      text += fmt::format("<path d=\"M{:.1f} {}V{}\" stroke=\"#999\" stroke-dasharray=\"4 4\"/>\n", x(mark), top,
+                          height - bottom);
   for (const bool faint : {true, false})
     for (const Series& s : curve.series)
       if ((s.mark == Mark::faint) == faint) text += drawn(s, x, y);

@@ -30,6 +30,7 @@ struct Curve {
   std::string title = {};
   Axis x = {}, y = {};
   std::vector<Series> series = {};
+  std::vector<double> marks = {};  // x where a dashed line stands: a run went on there
 };
 
 /// The figure, 800 x 450 px. Of a series of more than 2000 points, the smallest and the largest of each of 1000 narrow

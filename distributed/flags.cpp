@@ -153,13 +153,31 @@ void Flags::parse(int argc, const char* const* argv) {
     refuse_unknown(dashed, dashed.substr(std::min(dashed.find_first_not_of('-'), dashed.size())));
   }
 
-  if (config->count() > 0) assign(read_config(config->results().back()));
+  places_.clear();
+  if (config->count() > 0) places_.push_back(read_config(config->results().back()));
   std::vector<Given> here;
   for (size_t i = 0; i < flags_.size(); ++i)
     if (options[i]->count() > 0) here.push_back({i, "--" + flags_[i].name, options[i]->results()});
-  assign(here);
+  places_.push_back(std::move(here));
+  for (const auto& place : places_) assign(place);
   for (const Flag& flag : flags_)
     check_usage(flag.given || !flag.rules.required, "--{} must be given: {}", flag.name, flag.help);
+}
+
+bool Flags::have_gpu_defaults() const {
+  return std::any_of(flags_.begin(), flags_.end(), [](const Flag& flag) { return !flag.rules.on_gpu.empty(); });
+}
+
+void Flags::use_gpu_defaults() {
+  std::vector<bool> given;
+  for (const Flag& flag : flags_) given.push_back(flag.given);
+  std::vector<Given> defaults;
+  for (size_t i = 0; i < flags_.size(); ++i)
+    if (const std::string& text = flags_[i].rules.on_gpu; !text.empty())
+      defaults.push_back({i, "--" + flags_[i].name, {text}});
+  assign(defaults);
+  for (const auto& place : places_) assign(place);
+  for (size_t i = 0; i < flags_.size(); ++i) flags_[i].given = given[i];
 }
 
 bool Flags::given(std::string_view name) const {
@@ -237,6 +255,7 @@ std::string Flags::describe(const Flag& flag) {
   std::vector<std::string> notes;
   if (const std::string initial = to_text(flag.initial); flag.rules.required) notes.push_back("required");
   else if (!initial.empty()) notes.push_back("default " + initial);
+  if (!flag.rules.on_gpu.empty()) notes.push_back("on a GPU " + flag.rules.on_gpu);
   if (flag.rules.choices.size() > 1) notes.push_back("one of " + joined(flag.rules.choices, ", ", " or "));
   if (const std::string limits = range(flag.rules); !limits.empty()) notes.push_back(limits);
   return notes.empty() ? flag.help : fmt::format("{} ({})", flag.help, joined(notes, ", ", ", "));

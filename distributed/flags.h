@@ -37,6 +37,7 @@ struct FlagRules {
   bool may_change = false;                    // a resumed run may have another value: it does not change the result
   std::function<void()> preset = {};          // called when it is given: gives other options their defaults; those
                                               // given in the same place, file or command line, are assigned after it
+  std::string on_gpu = {};                    // another default, as one would write it, for runs on a GPU; empty: none
 };
 
 /// A flag whose value is not that of the saved run.
@@ -62,6 +63,9 @@ class Flags {
 
   /// Assigns the options. Throws UsageError with one sentence that names the flag, or HelpShown.
   void parse(int argc, const char* const* argv);
+  /// Gives flags the defaults that they have on a GPU; after parse(), whose values are then assigned once more.
+  void use_gpu_defaults();
+  bool have_gpu_defaults() const;
   /// Whether it was on the command line or in the config file.
   bool given(std::string_view name) const;
   /// What --help shows: `width` columns wide, `program` is argv[0].
@@ -101,6 +105,7 @@ class Flags {
 
   std::string about_, example_, group_ = "Flags";
   std::vector<Flag> flags_;
+  std::vector<std::vector<Given>> places_;  // what was given in the config file, and on the command line
 };
 
 /// How many single-letter changes (insert, delete, replace) lead from one word to the other.

@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <sched.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -32,22 +33,30 @@ int64_t cores_by_affinity() {
   return std::max(1, omp_get_num_procs());
 }
 
-// The smallest quota from this process's control group up to the root; 0: none. "max 100000" or "150000 100000".
-double cores_by_quota() {
-  const fs::path root = "/sys/fs/cgroup";
-  double cores = 0;
-  const auto take = [&](double quota, double period) {
-    if (quota > 0 && period > 0) cores = cores == 0 ? quota / period : std::min(cores, quota / period);
-  };
+const fs::path control_groups = "/sys/fs/cgroup";
+
+// Calls f(file) for a file of that name in this process's control group and in each above it.
+template <class F>
+void in_control_groups(const char* name, F&& f) {
   std::string group = "/", line;
   for (std::ifstream file("/proc/self/cgroup"); std::getline(file, line);)
     if (line.starts_with("0::")) group = line.substr(3);
   for (fs::path folder = group;; folder = folder.parent_path()) {
-    double quota = 0, period = 0;
-    if (std::ifstream file(root / folder.relative_path() / "cpu.max"); file >> quota >> period) take(quota, period);
+    if (std::ifstream file(control_groups / folder.relative_path() / name); file) f(file);
     if (!folder.has_relative_path()) break;
   }
-  const fs::path version_1 = root / "cpu";
+}
+
+// The smallest quota from this process's control group up to the root; 0: none. "max 100000" or "150000 100000".
+double cores_by_quota() {
+  double cores = 0;
+  const auto take = [&](double quota, double period) {
+    if (quota > 0 && period > 0) cores = cores == 0 ? quota / period : std::min(cores, quota / period);
+  };
+  in_control_groups("cpu.max", [&](std::ifstream& file) {
+    if (double quota = 0, period = 0; file >> quota >> period) take(quota, period);
+  });
+  const fs::path version_1 = control_groups / "cpu";
   take(std::atof(first_line(version_1 / "cpu.cfs_quota_us").c_str()),
        std::atof(first_line(version_1 / "cpu.cfs_period_us").c_str()));
   return cores;
@@ -59,6 +68,16 @@ int64_t allowed_cores() {
   const double quota = cores_by_quota();
   const int64_t cores = cores_by_affinity();
   return quota > 0 ? std::clamp<int64_t>(std::llround(std::ceil(quota)), 1, cores) : cores;
+}
+
+int64_t machine_memory() {
+  int64_t bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+  const auto take = [&](std::ifstream& file) {
+    if (int64_t limit = 0; file >> limit && limit > 0) bytes = std::min(bytes, limit);  // "max" is no number
+  };
+  in_control_groups("memory.max", take);
+  if (std::ifstream file(control_groups / "memory/memory.limit_in_bytes"); file) take(file);
+  return bytes;
 }
 
 std::string affinity() {

@@ -16,6 +16,8 @@ int64_t default_threads(int64_t sharing = 1);
 /// "Intel(R) Xeon(R) ...", or the machine's architecture where /proc/cpuinfo has no name.
 std::string processor_name();
 std::string host_name();
+/// Bytes of memory, or what the control group allows of them.
+int64_t machine_memory();
 
 /// The commit that the source tree of this build is at now, read from its .git folder; "unknown" without one.
 std::string source_commit();

@@ -48,6 +48,7 @@ std::string to_text(const Standing& s) {
   if (!std::isnan(s.grad_norm)) text += fmt::format("  grad norm {:.3g}", s.grad_norm);
   if (!std::isnan(s.learning_rate)) text += fmt::format("  lr {:.2e}", s.learning_rate);
   if (!std::isnan(s.tokens_per_second)) text += fmt::format("  {} tokens/s", rate(s.tokens_per_second));
+  if (!std::isnan(s.utilisation)) text += fmt::format(" ({:.1f} % MFU)", 100 * s.utilisation);
   if (!std::isnan(s.seconds_left)) text += "  " + to_text(std::chrono::duration<double>(s.seconds_left)) + " left";
   return text;
 }

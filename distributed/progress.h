@@ -17,9 +17,10 @@ struct Standing {
   int64_t step = 0, steps = 0;
   double loss = unknown, grad_norm = unknown, learning_rate = unknown;
   double tokens_per_second = unknown, seconds_left = unknown;
+  double utilisation = unknown;  // of the model FLOP/s, a share
 };
 
-/// "step 1,200/4,800  loss 1.2345  grad norm 0.420  lr 3.00e-04  12.3k tokens/s  1h12m left"
+/// "step 1,200/4,800  loss 1.2345  grad norm 0.420  lr 3.00e-04  12.3k tokens/s (30.0 % MFU)  1h12m left"
 std::string to_text(const Standing& standing);
 
 /// Seconds a step takes, smoothed over about half a minute.

@@ -2,10 +2,12 @@
 
 #include "adder/core/cpu.h"
 #include "adder/core/error.h"
+#include "adder/core/json.h"
 #include "adder/distributed/curve.h"
 #include "adder/distributed/gpus.h"
 #include "adder/distributed/machine.h"
 #include "adder/distributed/nccl.h"
+#include "adder/distributed/peak.h"
 #include "adder/kernels/matmul.h"
 
 #include <omp.h>
@@ -81,10 +83,14 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
   }
   check_processor();
   choose_device();
+  const bool keeps_folder = !options_.out.empty() && !plan_, first = mesh_.world.rank() == 0;
+  if (keeps_folder && first) folder_.emplace(options_.out);
+  settle_defaults();
   set_threads();
-  if (options_.out.empty()) return;
-  const bool first = mesh_.world.rank() == 0;
-  if (first) open_folder();
+  if (options_.peak == 0 && device() == Device::cuda)
+    options_.peak = peak_flops(gpu_name(), dtype(), options_.tf32) / 1e12;
+  if (!keeps_folder) return;
+  if (first) check_saved();
   stop_.emplace(first ? options_.out + "/stop" : "", limit);
 }
 
@@ -99,8 +105,8 @@ void Run::add_flags() {
   const bool keeps_folder = !options_.out.empty();
   flags_.group("Run");
   if (keeps_folder) {
-    flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg",
-               {.may_change = true});
+    flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg, "
+               "tokens_per_second.svg", {.may_change = true});
     flags_.add("fresh", options_.fresh,
                "start anew: an earlier run's checkpoints move to checkpoints.1, its metrics go", {.may_change = true});
     flags_.add("time-limit", options_.time_limit,
@@ -110,6 +116,9 @@ void Run::add_flags() {
     flags_.add("validate-every", options_.validate_every, "steps between validations, 0: only at the end",
                {.min = 0, .may_change = true});
   }
+  if (options_.plans)
+    flags_.add("plan", plan_, "say what it would take (parameters, memory, FLOPs, time) and end: nothing is written",
+               {.may_change = true});
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
   flags_.add("threads", options_.threads,
              "processor threads of a process, 0: every core it may use, shared among those that may use the same",
@@ -123,6 +132,12 @@ void Run::add_flags() {
                                     : "of activations and products; bf16 on a GPU alone",
              {.choices = {"f32", "bf16"}, .may_change = true});
   flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = true});
+  if (flags_.have_gpu_defaults())
+    flags_.add("defaults", options_.defaults, "whose defaults, where a GPU has its own; otherwise those of the device "
+               "that the run began on", {.choices = {"cpu", "gpu"}, .may_change = true});
+  if (keeps_folder)
+    flags_.add("peak", options_.peak, "TFLOP/s that the device reaches at most, for model_flops_utilisation in the "
+               "log; 0: the data sheet's, if the GPU is a known one", {.min = 0, .may_change = true});
 }
 
 void Run::choose_device() {
@@ -164,8 +179,23 @@ void Run::set_threads() {
   options_.threads = threads;
 }
 
-void Run::open_folder() {
-  folder_.emplace(options_.out);
+// A run keeps the defaults that it began with, wherever it goes on.
+void Run::settle_defaults() {
+  if (!flags_.have_gpu_defaults()) return;
+  if (options_.defaults.empty()) {
+    std::string saved;
+    if (folder_ && !options_.fresh && folder_->has_checkpoint()) {
+      const Json options = Json::parse_or_null(folder_->saved().second);
+      const Json* const before = options.find("defaults");
+      saved = before && before->is_string() ? before->string() : "cpu";
+    }
+    saved = mesh_.world.exchange(saved)[0];
+    options_.defaults = !saved.empty() ? saved : device() == Device::cuda ? "gpu" : "cpu";
+  }
+  if (options_.defaults == "gpu") flags_.use_gpu_defaults();
+}
+
+void Run::check_saved() {
   if (options_.fresh || !folder_->has_checkpoint()) return;
   const auto [recipe, saved] = folder_->saved();
   if (recipe.empty()) return;
@@ -187,8 +217,8 @@ void Run::start(const RunStart& start) {
   last_step_ = next_drawing_ = Clock::now();
   const int64_t processes = mesh_.world.size();
   say(device() == Device::cuda
-          ? fmt::format("computing on {}{} in {}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "", gpu_name(),
-                        name(dtype()))
+          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "", gpu_name(),
+                        name(dtype()), peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
           : fmt::format("computing on the CPU in {}, {}{} thread{}", name(dtype()),
                         processes > 1 ? fmt::format("{} processes of ", processes) : "", options_.threads,
                         options_.threads == 1 ? "" : "s"));
@@ -202,9 +232,12 @@ void Run::start(const RunStart& start) {
                   .seed = options_.seed,
                   .step = start.step,
                   .threads = options_.threads,
-                  .ranks = mesh_.world.size()});
+                  .ranks = mesh_.world.size(),
+                  .peak_tflops = options_.peak});
   loss_ = folder_->history("loss");
   validation_loss_ = folder_->history("validation_loss");
+  speed_ = folder_->history("tokens_per_second");
+  starts_ = folder_->starts();
   if (start.step > 0) say(fmt::format("going on from step {} in {}{}", grouped(start.step), options_.out, changes_));
 }
 
@@ -260,12 +293,19 @@ void Run::log_step(int64_t step, NamedNumbers& numbers) {
   pace_.add(seconds);
   last_step_ = now;
   step_ = step;
-  if (start_.tokens_per_step > 0)
-    numbers.emplace_back("tokens_per_second", static_cast<double>(start_.tokens_per_step) / std::max(seconds, 1e-9));
+  const double speed = static_cast<double>(start_.tokens_per_step) / std::max(seconds, 1e-9);
+  const double flops = start_.flops_per_token / (std::max(peak(), 1.0) * static_cast<double>(mesh_.world.size()));
+  const bool utilised = flops > 0 && peak() > 0;
+  if (start_.tokens_per_step > 0) {
+    numbers.emplace_back("tokens_per_second", speed);
+    if (utilised) numbers.emplace_back("model_flops_utilisation", speed * flops);
+    speed_.emplace_back(step, speed);
+  }
   const double pace = std::max(pace_.seconds_per_step(), 1e-9);
   Standing standing{.step = step, .steps = start_.steps, .loss = value_of(numbers, "loss"),
                     .grad_norm = value_of(numbers, "grad_norm"), .learning_rate = value_of(numbers, "learning_rate")};
   if (start_.tokens_per_step > 0) standing.tokens_per_second = static_cast<double>(start_.tokens_per_step) / pace;
+  if (utilised) standing.utilisation = standing.tokens_per_second * flops;
   standing.seconds_left = static_cast<double>(std::max<int64_t>(0, start_.steps - step)) * pace;
   progress_.show(standing);
   loss_.emplace_back(step, standing.loss);
@@ -285,10 +325,21 @@ void Run::draw() const {
   held_out.mark = Mark::points;
   held_out.colour = 1;
   if (validation_loss_.empty()) held_out.name.clear();
-  folder_->write("loss.svg", svg({.title = std::filesystem::path(options_.out).filename().string(),
+  const std::string title = std::filesystem::path(options_.out).filename().string();
+  folder_->write("loss.svg", svg({.title = title,
                                   .x = {.label = "step"},
                                   .y = {.label = "loss [nats]", .log = true},
-                                  .series = {std::move(raw), std::move(mean), std::move(held_out)}}));
+                                  .series = {std::move(raw), std::move(mean), std::move(held_out)},
+                                  .marks = starts_}));
+  if (speed_.empty()) return;
+  Series steps = series("", speed_), pace = series("", speed_);
+  steps.mark = Mark::faint;
+  pace.y = smoothed(steps.y, std::max<int64_t>(1, static_cast<int64_t>(steps.y.size()) / 50));
+  folder_->write("tokens_per_second.svg", svg({.title = title,
+                                               .x = {.label = "step"},
+                                               .y = {.label = "tokens/s"},
+                                               .series = {std::move(steps), std::move(pace)},
+                                               .marks = starts_}));
 }
 
 void Run::finish() {

@@ -49,14 +49,18 @@ struct RunOptions {
   bool tf32 = false;            // --tf32
   bool fresh = false;           // --fresh
   std::string time_limit = {};  // --time-limit
+  std::string defaults = {};    // --defaults, cpu or gpu; empty: those of the device that the run began on
+  double peak = 0;              // --peak, TFLOP/s of the device; 0: what is known of the GPU
   int64_t validate_every = 0;   // --validate-every, in steps; 0: only when the recipe does so at its end
   int64_t save_every = 0;       // --save-every, in steps; 0: only at the end
+  bool plans = false;           // whether the program knows --plan: see planning()
 };
 
 /// Where a run begins, or goes on.
 struct RunStart {
   int64_t step = 0, steps = 0;  // steps done; steps in all
   int64_t tokens_per_step = 0;  // over all ranks; 0: the log shows no tokens/s
+  double flops_per_token = 0;   // of the model (LanguageModelOptions::training_flops); 0: the log shows no utilisation
 };
 
 /// One thing to log: a name and a number, or a tensor of one element.
@@ -85,6 +89,10 @@ class Run {
   /// --fresh: checkpoints in the folder are not to be loaded.
   bool fresh() const { return options_.fresh; }
   const Flags& flags() const { return flags_; }
+  /// FLOP/s of this process's device at most; 0: not known.
+  double peak() const { return options_.peak * 1e12; }
+  /// --plan: the program says what it would take, and ends. Nothing was written, no folder made or locked.
+  bool planning() const { return plan_; }
 
   /// Writes run.json, cuts the metrics after `start.step`, says where it computes, starts the clock. Until here nothing
   /// was overwritten.
@@ -101,8 +109,9 @@ class Run {
   /// Writes a line of metrics.jsonl. What lies on a GPU is not waited for: the line is written with the next one, when
   /// the step has long ended, or before a validation, a checkpoint, say() and the end. So the host stays one step ahead
   /// of the GPU, and no more. With a value "loss" it is a training step, which moves the progress line (that
-  /// shows "grad_norm" and "learning_rate" too) and adds "tokens_per_second" to the metrics. Without, a line of its own
-  /// is printed. "loss" and "validation_loss" are drawn in loss.svg.
+  /// shows "grad_norm" and "learning_rate" too) and adds "tokens_per_second" to the metrics; and where peak() is known
+  /// "model_flops_utilisation", its share of that. Without, a line of its own is printed. "loss" and "validation_loss"
+  /// are drawn in loss.svg, the speed in tokens_per_second.svg.
   void log(int64_t step, std::vector<Logged> values);
   /// Prints a line, which the progress line makes way for.
   void say(std::string_view line);
@@ -116,7 +125,8 @@ class Run {
   void add_flags();
   void choose_device();
   void set_threads();
-  void open_folder();
+  void settle_defaults();
+  void check_saved();
   bool due(int64_t step, int64_t every);
   void write_pending();
   void log_step(int64_t step, NamedNumbers& numbers);
@@ -125,6 +135,7 @@ class Run {
   Environment environment_;
   std::string recipe_, command_;
   RunOptions options_;
+  bool plan_ = false;
   Flags flags_;
   Mesh mesh_;
   std::optional<RunFolder> folder_;   // only on the first rank
@@ -137,7 +148,8 @@ class Run {
   Progress progress_;
   Pace pace_;
   Clock::time_point last_step_, next_drawing_;
-  Points loss_, validation_loss_;
+  Points loss_, validation_loss_, speed_;
+  std::vector<double> starts_;        // steps after which the run went on
 };
 
 }  // namespace adder

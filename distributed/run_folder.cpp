@@ -113,9 +113,11 @@ void RunFolder::start(const StartRecord& record) {
     if (const Json before = Json::parse_or_null(rest_of(file)); before.find("starts") && before.at("starts").is_array())
       starts = before.at("starts");
   Json::Array devices(record.devices.begin(), record.devices.end());
-  starts.push_back(Json::object({{"time", now_utc()}, {"step", record.step}, {"command", record.command},
-                                 {"host", host_name()}, {"process", getpid()}, {"ranks", record.ranks},
-                                 {"threads", record.threads}, {"devices", Json::array(std::move(devices))}}));
+  Json start = Json::object({{"time", now_utc()}, {"step", record.step}, {"command", record.command},
+                             {"host", host_name()}, {"process", getpid()}, {"ranks", record.ranks},
+                             {"threads", record.threads}, {"devices", Json::array(std::move(devices))}});
+  if (record.peak_tflops > 0) start["peak_tflops"] = record.peak_tflops;
+  starts.push_back(std::move(start));
   const Json run = Json::object({{"recipe", record.recipe}, {"options", Json::parse(record.options)},
                                  {"seed", record.seed}, {"commit", source_commit()}, {"versions", versions()},
                                  {"starts", starts}});
@@ -151,6 +153,18 @@ std::vector<std::pair<double, double>> RunFolder::history(std::string_view name)
     points.emplace_back(step_of(line), value->is_number() ? value->number() : std::nan(""));
   }
   return points;
+}
+
+std::vector<double> RunFolder::starts() const {
+  std::vector<double> steps;
+  std::ifstream file(path_ + "/run.json");
+  const Json run = file ? Json::parse_or_null(rest_of(file)) : Json();
+  const Json* const starts = run.find("starts");
+  if (starts == nullptr || !starts->is_array()) return steps;
+  for (const Json& start : starts->values())
+    if (const int64_t step = step_of(start); step > 0) steps.push_back(static_cast<double>(step));
+  std::sort(steps.begin(), steps.end());
+  return steps;
 }
 
 void RunFolder::write(const std::string& name, std::string_view text) const {

@@ -1,11 +1,11 @@
 // RunFolder: what a run leaves on disk for its user.
 //
 //   run.json        what was run: recipe, options, seed, commit, versions, and for every start (the first and each time
-//                   the run went on) its command, time, host, devices, process and first step
+//                   the run went on) its command, time, host, devices, peak_tflops, process and first step
 //   metrics.jsonl   one JSON object a line: "step", "time" (seconds since 1970), and what was logged. Numbers that are
 //                   not finite are the strings "NaN", "Infinity", "-Infinity": valid JSON that Python's float() and
 //                   JavaScript's Number() read
-//   loss.svg        the loss over the steps
+//   loss.svg        the loss over the steps; tokens_per_second.svg: the speed
 //   checkpoints/    (data/checkpoint.h)
 //   lock            held while a process runs here, with its number
 #pragma once
@@ -40,6 +40,7 @@ struct StartRecord {
   std::string options = "{}";  // JSON object: Flags::to_json()
   std::vector<std::string> devices = {};
   int64_t seed = 0, step = 0, threads = 0, ranks = 1;
+  double peak_tflops = 0;  // of each rank's device, for utilisation; 0: not known, not written
 };
 
 using NamedNumbers = std::vector<std::pair<std::string, double>>;
@@ -62,6 +63,8 @@ class RunFolder {
   void append(int64_t step, const NamedNumbers& values);
   /// All (step, value) that metrics.jsonl has under a name.
   std::vector<std::pair<double, double>> history(std::string_view name) const;
+  /// The steps after which run.json says that the run went on: ascending, without the first start at step 0.
+  std::vector<double> starts() const;
   /// Writes a file of the folder whole or not at all.
   void write(const std::string& name, std::string_view text) const;
 

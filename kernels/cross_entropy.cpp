@@ -1,6 +1,7 @@
 #include "adder/kernels/cross_entropy.h"
 
 #include "adder/core/error.h"
+#include "adder/core/memory.h"
 #include "adder/kernels/elementwise.h"
 #include "adder/kernels/matmul.h"
 #include "adder/kernels/vector_math.h"
@@ -124,14 +125,14 @@ struct Sizes {
   int64_t chunk, part;
 };
 
-Sizes sizes_for(const Tensor& x, int64_t columns) {
+Sizes sizes_for(Device device, DType type, int64_t columns) {
   const int64_t row = std::max<int64_t>(1, columns);
   // 4 MiB of f32 logits stay near the L2 cache; below 256 tokens the products would wait for the weight instead.
   int64_t chunk = std::max<int64_t>(256, (1 << 20) / row);
-  if (x.device() == Device::cuda) {
+  if (device == Device::cuda) {
     // dx = dlogits W has 768 columns or so: below 4096 rows its tiles are too few for all processors; and every chunk
     // reads and writes the whole of dweight. The logits have columns enough: 512 tokens fill the processors.
-    if (x.dtype() == DType::bf16) {
+    if (type == DType::bf16) {
       chunk = std::max<int64_t>(1024, static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>((1 << 28) / row))));
       return {chunk, chunk / 8};
     }
@@ -139,6 +140,9 @@ Sizes sizes_for(const Tensor& x, int64_t columns) {
   }
   return {chunk, chunk};
 }
+
+// Elements from one row of logits to the next.
+int64_t pitch_of(int64_t columns) { return (columns + 63) / 64 * 64; }
 
 // What forward, backward and token_losses share: the operands as matrices, and the logits of one part at a time.
 class Chunks {
@@ -160,7 +164,7 @@ class Chunks {
     targets_ = contiguous(targets).reshape({targets.count()});
     weight_ = weight;
     vocabulary_ = vocabulary > 0 ? vocabulary : weight.size(0);
-    const Sizes sizes = chunk > 0 ? Sizes{chunk, chunk} : sizes_for(x, weight.size(0));
+    const Sizes sizes = chunk > 0 ? Sizes{chunk, chunk} : sizes_for(x.device(), x.dtype(), weight.size(0));
     chunk_ = std::min(sizes.chunk, tokens());
     part_ = std::min(sizes.part, tokens());
     buffer_ = new_buffer(part_, wide(x.dtype()));
@@ -168,7 +172,7 @@ class Chunks {
 
   /// Room for logits. Rows start at multiples of 64 elements: products and kernels read whole pieces.
   Tensor new_buffer(int64_t tokens, DType type) const {
-    const int64_t n = weight_.size(0), pitch = (n + 63) / 64 * 64;
+    const int64_t n = weight_.size(0), pitch = pitch_of(n);
     const Tensor all({tokens, pitch}, type, x_.device());
     if (pitch > n) fill(all.slice_last(n, pitch), 0);  // of a last piece that is read, not counted
     return all.slice_last(0, n);
@@ -257,6 +261,14 @@ void run_backward(const Chunks& chunks, const LinearCrossEntropy& op, const Grad
 }
 
 }  // namespace
+
+int64_t logits_bytes(Device device, DType type, int64_t tokens, int64_t rows) {
+  const Sizes sizes = sizes_for(device, type, rows);
+  const auto room = [&](int64_t most, DType of) {
+    return pooled_bytes(std::min(most, tokens) * pitch_of(rows) * size_of(of));
+  };
+  return room(sizes.part, wide(type)) + (type == DType::bf16 ? room(sizes.chunk, type) : 0);
+}
 
 Tensor LinearCrossEntropy::forward() {
   const Chunks chunks(x, weight, targets, vocabulary, chunk);

@@ -56,6 +56,9 @@ struct LinearCrossEntropy {
 Tensor token_losses(const Tensor& x, const Tensor& weight, const Tensor& targets, int64_t vocabulary = 0,
                     int64_t chunk = 0);
 
+/// Bytes of the pool in which logits and their gradients exist, for so many tokens and rows of the weight.
+int64_t logits_bytes(Device device, DType type, int64_t tokens, int64_t rows);
+
 // The kernels, on one chunk. Rows of logits may lie apart; all else is contiguous. On the GPU all numbers are f32, but
 // the gradients of the logits may be bf16.
 

@@ -8,8 +8,9 @@
 
 namespace adder {
 
-/// A size sets the learning rate too, if one is given.
-inline void add_flags(Flags& flags, layers::LanguageModelOptions& o, double* learning_rate = nullptr) {
+/// A size sets the learning rate too, if one is given; `size_on_gpu` is the default of the size there.
+inline void add_flags(Flags& flags, layers::LanguageModelOptions& o, double* learning_rate = nullptr,
+                      std::string size_on_gpu = {}) {
   layers::Mamba2Options& m = o.mixer;
   flags.group("Model");
   const auto size = std::make_shared<std::string>();
@@ -19,7 +20,7 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o, double* lea
             {.choices = layers::size_names(), .may_change = true, .preset = [size, learning_rate, &o] {
                const layers::LanguageModelSize& chosen = set_size(o, *size);
                if (learning_rate != nullptr) *learning_rate = chosen.learning_rate;
-             }});
+             }, .on_gpu = std::move(size_on_gpu)});
   flags.add("layers", o.layers, "blocks", {.min = 1});
   flags.add("d-model", m.d_model, "width of the residual stream", {.min = 1});
   flags.add("d-state", m.d_state, "state size N of every channel; a GPU is fast up to 128, in multiples of 8",

@@ -22,6 +22,7 @@ struct LanguageModelSize {
 inline constexpr LanguageModelSize language_model_sizes[] = {
     {"tiny", 2, 64, 16, 16, 0, 1e-2},
     {"small", 4, 128, 32, 32, 0, 1e-2},
+    {"base", 12, 768, 128, 64, 0, 1.5e-3},
     {"130m", 24, 768, 128, 64, 50277, 3e-3},
     {"370m", 48, 1024, 128, 64, 50277, 1.5e-3},
     {"780m", 48, 1536, 128, 64, 50277, 1.25e-3},

@@ -22,10 +22,10 @@ struct Corpus {
 };
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
-/// any, from text found on this machine. One rank makes them, the others wait. Shards of other text are refused, or made
-/// again if `anew`.
+/// any, from at most `machine_text` MB of text found on this machine. One rank makes them, the others wait. Shards of
+/// other text are refused, or made again if `anew`.
 inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
-                             bool anew, Run& run) {
+                             double machine_text, bool anew, Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
   const std::string origin = text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " "));
   const std::string note = folder + "/made_from",
@@ -55,8 +55,12 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");
     const std::string repository = ADDER_SOURCE;  // where this was built, if it is still there
+    const auto bytes = static_cast<int64_t>(machine_text * 1e6);
     for (const SourceReport& source :
-         write_machine_text(text[0], {.repository = std::filesystem::exists(repository) ? repository : ""}))
+         write_machine_text(text[0], {.repository = std::filesystem::exists(repository) ? repository : "",
+                                      .wanted_bytes = std::min<int64_t>(bytes * 9 / 10, 8'000'000),
+                                      .most_bytes = bytes,
+                                      .package_bytes = std::max<int64_t>(bytes / 5, 2'000'000)}))
       say("  " + source.line());
   }
   int64_t next = 64'000'000;

@@ -3,6 +3,7 @@
 #include "adder/data/checkpoint.h"
 #include "adder/data/utf8_stream.h"
 #include "adder/data/witten_bell.h"
+#include "adder/distributed/machine.h"
 #include "adder/distributed/run.h"
 #include "adder/kernels/accumulate.h"
 #include "adder/layers/generate.h"
@@ -10,11 +11,13 @@
 #include "adder/optim/adamw.h"
 #include "adder/optim/schedule.h"
 #include "adder/optim/training_memory.h"
+#include "adder/optim/training_plan.h"
 #include "adder/recipes/corpus.h"
 #include "adder/recipes/validation.h"
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <numbers>
 
 using namespace adder;
@@ -23,7 +26,7 @@ using layers::LanguageModel;
 struct Options {
   std::vector<std::string> text = {};
   std::string data = "";
-  double validation_share = 0.05;
+  double validation_share = 0.05, machine_text = 8.5;
   int64_t steps = 4'600, batch = 4, micro_batch = 4, time = 256;
   std::string schedule = "cosine";
   double learning_rate = 1e-2, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
@@ -38,6 +41,7 @@ Flags flags(Options& o) {
               "./adder train --text ~/notes --steps 5000 --out runs/notes");
   flags.group("Text");
   flags.add("text", o.text, "folders, .jsonl[.zst] or text files; none: text found on this machine");
+  flags.add("machine-text", o.machine_text, "MB of text found on this machine, at most", {.min = 0.1, .on_gpu = "40"});
   flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data",
             {.may_change = true});
   flags.add("validation-share", o.validation_share, "share of the documents kept for validation",
@@ -48,13 +52,13 @@ Flags flags(Options& o) {
   flags.add("validation-context", o.validation_context,
             "of these, the first ones that only give context (not at a document's start)",
             {.min = 0, .may_change = true});
-  add_flags(flags, o.model, &o.learning_rate);
+  add_flags(flags, o.model, &o.learning_rate, "base");
   flags.group("Training");
-  flags.add("steps", o.steps, "optimizer steps", {.min = 1});
-  flags.add("batch", o.batch, "sequences a step", {.min = 1});
+  flags.add("steps", o.steps, "optimizer steps", {.min = 1, .on_gpu = "5000"});
+  flags.add("batch", o.batch, "sequences a step", {.min = 1, .on_gpu = "32"});
   flags.add("micro-batch", o.micro_batch, "sequences a forward pass, at most; gradients add up",
-            {.min = 1, .may_change = true});
-  flags.add("time", o.time, "tokens a sequence", {.min = 1});
+            {.min = 1, .may_change = true, .on_gpu = "32"});
+  flags.add("time", o.time, "tokens a sequence", {.min = 1, .on_gpu = "1024"});
   flags.add("learning-rate", o.learning_rate, "at its peak", {.min = 0});
   flags.add("final-learning-rate", o.final_learning_rate, "at the end", {.min = 0});
   flags.add("schedule", o.schedule, "how the rate falls", {.choices = {"cosine", "linear", "constant", "wsd"}});
@@ -79,16 +83,31 @@ Schedule schedule(const Options& o) {
   return schedule;
 }
 
+void print_plan(const Options& o, const std::string& train_shard, Run& run) {
+  const bool cuda = run.device() == Device::cuda;
+  TrainingPlan plan{.model = o.model,
+                    .micro_batch = {o.micro_batch, o.time, run.dtype(), run.device()},
+                    .batch = o.batch,
+                    .steps = o.steps,
+                    .processes = run.mesh().data.size(),
+                    .peak = run.peak(),
+                    .memory = cuda ? gpu_memory() : machine_memory(),
+                    .device_name = cuda ? gpu_name() : processor_name()};
+  if (std::filesystem::exists(train_shard)) plan.training_tokens = TokenShard(train_shard).tokens();
+  if (run.mesh().world.rank() == 0) run.say(describe(plan));
+}
+
 int main(int argc, char** argv) try {
   Options o;
-  Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 500, .save_every = 200});
+  Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 500, .save_every = 500, .plans = true});
   o.micro_batch = std::min(o.micro_batch, std::max<int64_t>(1, o.batch / run.mesh().data.size()));
   const Schedule rate = schedule(o);
-  const Corpus corpus =
-      prepare_corpus(o.data.empty() ? run.folder() + "/data" : o.data, o.text, o.validation_share,
-                     o.data.empty() && run.fresh(), run);
   const ByteTokenizer tokenizer;
   o.model.vocabulary = tokenizer.vocabulary();
+  const std::string folder = o.data.empty() ? run.folder() + "/data" : o.data;
+  if (run.planning()) return print_plan(o, folder + "/train.h5", run), 0;
+  const Corpus corpus =
+      prepare_corpus(folder, o.text, o.validation_share, o.machine_text, o.data.empty() && run.fresh(), run);
 
   Params params(run.device(), {.seed = run.seed(), .compute = run.dtype()});
   const LanguageModel model(params, run.mesh(), o.model);
@@ -105,7 +124,8 @@ int main(int argc, char** argv) try {
   if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty()) run.say(slow);
   run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
-  run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
+  run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time,
+             .flops_per_token = o.model.training_flops()});
   const TrainingMemory memory(params, optimizer);
   const int64_t first = data.step() + 1;
   while (data.step() < o.steps && !run.stopping()) {
@@ -152,6 +172,7 @@ int main(int argc, char** argv) try {
             " --prompt 'The '");
   }
   run.finish();
+  return 0;
 } catch (...) {
   return adder::exit_status();
 }

@@ -107,3 +107,11 @@ TEST_CASE("curve: the mean is centred but at the end, and skips what is not fini
   CHECK(std::isnan(smoothed({none}, 1)[0]));
   CHECK(smoothed({}, 5).empty());
 }
+
+TEST_CASE("curve: a mark is a dashed line inside the figure") {
+  const Curve curve{.series = {{.x = {0, 100}, .y = {1, 2}}}, .marks = {50, 500}};
+  const std::string text = svg(curve);
+  const size_t first = text.find("stroke-dasharray");
+  CHECK(first != std::string::npos);
+  CHECK(text.find("stroke-dasharray", first + 1) == std::string::npos);  // 500 lies outside
+}

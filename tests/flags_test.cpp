@@ -218,3 +218,28 @@ TEST_CASE("flags: a preset gives other flags their defaults, wherever it stands,
         std::pair<int64_t, int64_t>(20, 7));
   CHECK_THROWS_WITH(parsed_with({"--size", "huge"}), "--size is \"huge\", but must be small or large");
 }
+
+TEST_CASE("flags: defaults of a GPU give way to what is given, with all presets in their order") {
+  int64_t steps = 0, layers = 0;
+  std::string size;
+  const auto on_gpu = [&](std::vector<const char*> words) {
+    steps = 1, layers = 1, size.clear();
+    Flags f("Trains a model.");
+    f.add("layers", layers, "blocks");
+    f.add("steps", steps, "optimizer steps", {.on_gpu = "100"});
+    f.add("size", size, "both", {.choices = {"small", "large"}, .preset = [&] { layers = size == "small" ? 10 : 20; },
+                                 .on_gpu = "large"});
+    parse(f, std::move(words));
+    CHECK(f.have_gpu_defaults());
+    CHECK(f.help("train").find("(default 1, on a GPU 100)") != std::string::npos);
+    f.use_gpu_defaults();
+    CHECK_FALSE((f.given("layers") && f.given("steps") && f.given("size")));
+    return std::pair(layers, steps);
+  };
+  CHECK(on_gpu({}) == std::pair<int64_t, int64_t>(20, 100));
+  CHECK(on_gpu({"--size", "small"}) == std::pair<int64_t, int64_t>(10, 100));
+  CHECK(on_gpu({"--layers", "3", "--steps", "7"}) == std::pair<int64_t, int64_t>(3, 7));
+  const File config("steps = 4\n");
+  CHECK(on_gpu({"--config", config.path.c_str()}) == std::pair<int64_t, int64_t>(20, 4));
+  CHECK(on_gpu({"--config", config.path.c_str(), "--steps", "5"}) == std::pair<int64_t, int64_t>(20, 5));
+}

@@ -1,5 +1,6 @@
 #include "adder/core/json.h"
 #include "adder/distributed/machine.h"
+#include "adder/distributed/peak.h"
 #include "adder/distributed/run.h"
 
 #include "catch.h"
@@ -8,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -218,6 +220,67 @@ TEST_CASE("run: changed flags are refused by name and values once there is a che
     const auto fresh = program.run(folder.path, {"--rate", "0.3", "--fresh"});
     CHECK(fresh->fresh());
   });
+}
+
+TEST_CASE("run: where a GPU has its own defaults, a run keeps those that it began with") {
+  const Folder folder;
+  Options o;
+  const auto started = [&](std::vector<const char*> words) {
+    o = {};
+    Flags flags("A test.");
+    flags.add("steps", o.steps, "optimizer steps", {.on_gpu = "100"});
+    words.insert(words.begin(), "build/train");
+    Run(static_cast<int>(words.size()), words.data(), flags, {.out = folder.path}).start({.steps = o.steps});
+    return o.steps;
+  };
+  printed([&] {
+    CHECK(started({"--device", "cpu"}) == 10);
+    CHECK(started({"--device", "cpu", "--defaults", "gpu"}) == 100);
+    fs::create_directories(folder.path + "/checkpoints/step_4");
+    CHECK(started({"--device", "cpu"}) == 100);
+    CHECK_THROWS_WITH(started({"--device", "cpu", "--defaults", "cpu"}),
+                      ContainsSubstring("--steps was 100 and is now 10"));
+    CHECK(started({"--device", "cpu", "--fresh"}) == 10);
+  });
+}
+
+TEST_CASE("run: a plan makes no folder") {
+  const Folder folder;
+  int64_t steps = 1;
+  Flags flags("A test.");
+  flags.add("steps", steps, "optimizer steps");
+  const std::array words{"build/train", "--plan", "--steps", "5"};
+  const Run run(static_cast<int>(words.size()), words.data(), flags, {.out = folder.path, .plans = true});
+  CHECK(run.planning());
+  CHECK(steps == 5);
+  CHECK_FALSE(fs::exists(folder.path));
+}
+
+TEST_CASE("run: where the peak is known the log says what share of it the model's FLOPs are") {
+  const Folder folder;
+  printed([&] {
+    Program program;
+    const auto run = program.run(folder.path, {"--peak", "2"});
+    run->start({.steps = 1, .tokens_per_step = 1'000, .flops_per_token = 1e6});
+    run->log(1, {{"loss", 1.0}});
+    run->finish();
+  });
+  const Json line = lines(folder.path + "/metrics.jsonl")[0];
+  CHECK(line.at("model_flops_utilisation").number() == Approx(line.at("tokens_per_second").number() * 1e6 / 2e12));
+  CHECK(Json::parse(read(folder.path + "/run.json")).at("starts").values()[0].at("peak_tflops").number() == 2);
+  CHECK(fs::exists(folder.path + "/tokens_per_second.svg"));
+}
+
+TEST_CASE("peak: a GPU is known by its name, and no other for it") {
+  CHECK(peak_flops("NVIDIA H200", DType::bf16) == 989e12);
+  CHECK(peak_flops("NVIDIA H100 80GB HBM3", DType::bf16) == 989e12);
+  CHECK(peak_flops("NVIDIA H100 80GB HBM3", DType::f32) == 67e12);
+  CHECK(peak_flops("NVIDIA H100 PCIe", DType::bf16) == 756e12);
+  CHECK(peak_flops("NVIDIA A100-SXM4-80GB", DType::f32, true) == 156e12);
+  CHECK(peak_flops("NVIDIA L40S", DType::bf16) == 362e12);
+  CHECK(peak_flops("NVIDIA L4", DType::bf16) == 121e12);
+  CHECK(peak_flops("NVIDIA L40", DType::bf16) == 0);
+  CHECK(peak_flops("NVIDIA A1000", DType::bf16) == 0);
 }
 
 TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot be is refused") {

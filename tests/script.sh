@@ -30,7 +30,7 @@ refuses() {
 # computed RUN: its metrics without times and memory, and its newest checkpoint's bytes. A finished run that is started
 # again validates again; that counts once.
 computed() {
-  sed -E '/"memory/d; s/"(time|tokens_per_second)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
+  sed -E '/"memory/d; s/"(time|tokens_per_second|model_flops_utilisation)":[^,}]*,?//g' "$1/metrics.jsonl" | uniq
   (cd "$1/checkpoints" && sha256sum "$(printf '%s\n' step_???????? | tail -n 1)"/rank_*.h5)
 }
 

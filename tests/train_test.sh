@@ -6,10 +6,16 @@ source "$(dirname "$0")/script.sh"
 small=(--text "$source_folder/core" --steps 40 --batch 4 --micro-batch 2 --time 32 --layers 2 --d-model 32 --d-state 8
   --head-dim 16 --validate-every 20 --save-every 10 --validation-share 0.2 --dropout 0.1)
 
+# A plan needs no text and leaves nothing behind; where there is a corpus it counts epochs.
+"$recipes/train" "${small[@]}" --out whole --plan >plan.log
+grep -q 'epochs not known' plan.log || fault "a plan without a corpus: $(cat plan.log)"
+[[ ! -e whole ]] || fault "a plan made $(ls whole)"
+
 "$recipes/train" "${small[@]}" --out whole >whole.log
+"$recipes/train" "${small[@]}" --out whole --plan | grep -qE '[0-9.]+ epochs of' || fault "a plan does not see the corpus"
 grep -qE '^validation: [0-9.]+ nats per byte, [0-9.]+ bits per byte \(order-5 counts: [0-9.]+\)$' whole.log ||
   fault "no line of validation in $(cat whole.log)"
-for file in run.json metrics.jsonl loss.svg checkpoints/step_00000040/manifest.json; do
+for file in run.json metrics.jsonl loss.svg tokens_per_second.svg checkpoints/step_00000040/manifest.json; do
   [[ -s whole/$file ]] || fault "no $file in the run folder"
 done
 [[ $(ls whole/checkpoints | wc -l) == 2 ]] || fault "kept $(ls whole/checkpoints), not the last two"
