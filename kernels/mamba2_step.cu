@@ -186,10 +186,12 @@ few_rows::Weight weight_of(const Tensor& t) {
 
 bool fits(const Mamba2StepIn& in) {
   const CausalConv1dStep& c = in.conv;
-  return in.x.contiguous() && is(in.x, DType::bf16, 8) && is(in.norm, DType::f32, 16) &&
-         (!in.residual || (in.residual.contiguous() && is(in.residual, DType::f32, 16))) &&
-         c.weight.contiguous() && c.weight.size(1) <= most_taps && c.state.contiguous() &&
-         is(c.state, DType::bf16, 2) && fits(in.weight, in.x.size(0));
+  const Shape rows{in.x.size(0), in.weight.size(1)}, state{in.x.size(0), c.weight.size(1) - 1, c.weight.size(0)};
+  const bool residual = !in.residual || (in.residual.shape() == rows && in.residual.contiguous() &&
+                                         is(in.residual, DType::f32, 16));
+  return in.x.shape() == rows && in.x.contiguous() && is(in.x, DType::bf16, 8) && is(in.norm, DType::f32, 16) &&
+         residual && c.weight.contiguous() && c.weight.size(1) <= most_taps && c.state.shape() == state &&
+         c.state.contiguous() && is(c.state, DType::bf16, 2) && fits(in.weight, in.x.size(0));
 }
 
 bool fits(const Mamba2StepOut& out) {

@@ -27,7 +27,8 @@ struct Mamba2StepOut {
   Tensor weight;  // bf16 [d_model, ssm]
 };
 
-/// Whether the kernels take them: dtypes, alignment, at most four sequences. A function of those alone.
+/// Whether the kernels take them: shapes, dtypes, alignment, at most four sequences. A function of those alone. What is
+/// wrong does not fit, and is named by the operators one by one.
 bool fits(const Mamba2StepIn& in);
 bool fits(const Mamba2StepOut& out);
 /// p [batch, parts] and s [batch, d_model]. The convolution's state is moved on in place.

@@ -55,7 +55,8 @@ struct Mamba2Options {
 
 /// What a sequence leaves behind, for decoding.
 struct Mamba2State {
-  Tensor conv;  // [batch, d_conv - 1, conv_channels], as it computes: the last inputs of the convolution, oldest first
+  Tensor conv;  // [batch, d_conv - 1, conv_channels], the last inputs of the convolution, oldest first, as they are:
+                // bf16 where they were computed in bf16, so that nothing is lost
   Tensor ssm;   // [batch, head, head_dim, state], at least f32
 };
 
