@@ -44,7 +44,7 @@ Leaf& leaf_of(const Tensor& t) {
 }  // namespace
 
 Node::Node(std::vector<Edge> inputs, size_t outputs)
-    : inputs_(std::move(inputs)), outputs_(outputs), number_(nodes_created++) {}
+    : inputs_(std::move(inputs)), outputs_(outputs), traced_(Traced::innermost()), number_(nodes_created++) {}
 
 // A long tape must not be freed by recursion: the first node to go frees those that it alone held, one after another.
 Node::~Node() {
@@ -70,6 +70,8 @@ class Engine {
   void run(std::span<const Tensor> outputs, std::span<const Tensor> gradients) try {
     for (size_t i = 0; i < outputs.size(); ++i)
       if (const Link& link = outputs[i].link(); link && gradients[i]) give(link, gradients[i]);
+    std::shared_ptr<const std::string> traced;
+    std::optional<Traced> range;  // a profiler shows the backward of a layer under the name of its forward
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end(), older);
       const std::shared_ptr<Node> node = std::move(heap_.back());
@@ -77,6 +79,10 @@ class Engine {
       const std::vector<Tensor> dy = std::move(node->gradients_);
       node->gradients_.clear();
       node->queued_ = false;
+      if (node->traced_ != traced) {
+        range.reset();
+        if ((traced = node->traced_)) range.emplace(*traced);
+      }
       Destinations to(*this, node->inputs_);
       node->run(dy, to);
       to.finish();

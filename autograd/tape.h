@@ -20,8 +20,10 @@
 #include "adder/core/tensor.h"
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -56,6 +58,7 @@ class Node {
   std::vector<Edge> inputs_;
   size_t outputs_;
   std::vector<Tensor> gradients_;  // by output while backward runs; undefined: nothing arrived yet
+  std::shared_ptr<const std::string> traced_;  // what was traced when it was recorded (core/traced.h)
   uint64_t number_;
   bool queued_ = false;
 };

@@ -22,7 +22,8 @@ struct Options {
 
 Flags flags(Options& o) {
   Flags flags("Times each kernel of the GPU and prints its bytes, FLOPs, floor (the larger of bytes at the speed of a "
-              "copy and FLOPs at that of a large bf16 product, both measured first) and time over floor.",
+              "copy and FLOPs at that of a large bf16 product, both measured first) and time over floor; of a "
+              "product also the time of cuBLASLt's best algorithm over ours.",
               "./adder bench kernels --filter Ssd");
   flags.group("Benchmark");
   flags.add("filter", o.filter, "only kernels whose line has this in its name");
@@ -45,13 +46,13 @@ Tensor weight(const Shape& shape, uint64_t seed, double scale = 0.02) {
 }
 
 // Forward and backward of an operator: `op` applies it and returns its outputs, of which all get a gradient.
-void operator_lines(const Bench& bench, const std::string& title, const Cost& forward_cost, const Cost& backward_cost,
+void operator_lines(const Bench& bench, const std::string& title, const Costs& costs,
                     const std::vector<Tensor>& leaves, const std::function<std::vector<Tensor>()>& op) {
-  bench.line(title + ", forward", forward_cost, [&] { op(); });
+  bench.line(title + ", forward", costs.forward, [&] { op(); });
   std::vector<Tensor> y, dy;
   for (const Tensor& t : op()) dy.push_back(normal(t.shape(), dy.size(), 1, 0, t.dtype()));
   bench.line(
-      title + ", backward", backward_cost,
+      title + ", backward", costs.backward,
       [&] {
         backward(y, dy);
         y.clear();
@@ -78,26 +79,28 @@ void ssd(const Bench& bench, const SsdShape& s) {
   const Tensor D = plain ? Tensor() : leaf(normal_f32({H}, 6)), bias = plain ? Tensor() : leaf(normal_f32({H}, 7, 0.1));
   std::vector<Tensor> leaves{x, dt, A_log, b, c};
   if (!plain) leaves.insert(leaves.end(), {D, bias});
-  // FLOPs by the formula of kernels/ssd/ssd.h for chunks of 64, the fewest that keep tensor cores busy.
-  constexpr int64_t Q = 64;
-  const double numbers = product({B, L, H, P}), steps = product({B, L, H}), shared = 2 * product({B, L, G, N});
-  const double flops = product({B, L, H}) * static_cast<double>(4 * P * N + 2 * Q * P);
-  const double group_flops = product({B, L, G}) * static_cast<double>(2 * Q * N);
-  operator_lines(bench, title, {2 * (2 * numbers + steps + shared), flops + group_flops},
-                 {2 * (3 * numbers + 2 * steps + 2 * shared), 2 * flops + 3 * group_flops}, leaves, [&] {
-                   return std::vector{apply(Ssd{.x = x, .dt = dt, .A_log = A_log, .B = b, .C = c, .D = D,
-                                                .dt_bias = bias})[0]};
-                 });
+  const auto real = [](int64_t n) { return static_cast<double>(n); };
+  const SsdSizes sizes{.tokens = product({B, L}), .heads = real(H), .head_dim = real(P), .state = real(N),
+                       .groups = real(G)};
+  operator_lines(bench, title, ssd_costs(sizes), leaves, [&] {
+    return std::vector{apply(Ssd{.x = x, .dt = dt, .A_log = A_log, .B = b, .C = c, .D = D, .dt_bias = bias})[0]};
+  });
 }
 
-void conv(const Bench& bench, int64_t B, int64_t L, int64_t C, int64_t width) {
-  const std::string title = fmt::format("CausalConv1d B{} C{} L{} W{}", B, C, L, width);
+// If pitch > 0, x and its gradient are parts of rows that long, as of in_proj's output, and documents are given.
+void conv(const Bench& bench, int64_t B, int64_t L, int64_t C, int64_t width, int64_t pitch = 0) {
+  const std::string title = fmt::format("CausalConv1d B{} C{} L{} W{}{}", B, C, L, width,
+                                        pitch > 0 ? fmt::format(" of {}, documents", pitch) : "");
   if (!bench.wants(title)) return;
-  const Tensor x = leaf(normal({B, L, C}, 1));
+  const auto part = [&](const Tensor& rows) { return pitch > 0 ? rows.slice_last(pitch - C, pitch) : rows; };
+  const Shape rows{B, L, pitch > 0 ? pitch : C};
+  const Tensor x = leaf(part(normal(rows, 1)), part(zeros(rows, DType::bf16, Device::cuda)));
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < B * L; ++i) ids.push_back(static_cast<int32_t>(i / 500));
+  const Tensor document = pitch > 0 ? to_device(from_host({B, L}, ids), Device::cuda) : Tensor();
   const Tensor w = leaf(normal_f32({C, width}, 2, 0.5)), bias = leaf(normal_f32({C}, 3));
-  const double n = product({B, L, C});
-  operator_lines(bench, title, {4 * n}, {6 * n}, {x, w, bias}, [&] {
-    return std::vector{apply(CausalConv1d{.x = x, .weight = w, .bias = bias})[0]};
+  operator_lines(bench, title, conv_costs(product({B, L, C})), {x, w, bias}, [&] {
+    return std::vector{apply(CausalConv1d{.x = x, .weight = w, .bias = bias, .document = document})[0]};
   });
 }
 
@@ -107,8 +110,7 @@ void rms_norm(const Bench& bench, int64_t rows, int64_t channels) {
   if (!bench.wants(title)) return;
   const Tensor x = leaf(normal({rows, channels}, 1)), residual = leaf(normal_f32({rows, channels}, 2));
   const Tensor w = leaf(normal_f32({channels}, 3, 0.1, 1));
-  const double n = product({rows, channels});
-  operator_lines(bench, title, {(2 + 4 + 4 + 2) * n}, {(4 + 2 + 4 + 2 + 4) * n}, {x, residual, w}, [&] {
+  operator_lines(bench, title, norm_costs(product({rows, channels})), {x, residual, w}, [&] {
     const auto [y, s] = apply(RmsNorm{.x = x, .residual = residual, .weight = w});
     return std::vector{y, s};
   });
@@ -119,8 +121,7 @@ void gated_rms_norm(const Bench& bench, int64_t rows, int64_t channels) {
   if (!bench.wants(title)) return;
   const Tensor y = leaf(normal({rows, channels}, 1)), z = leaf(normal({rows, channels}, 2));
   const Tensor w = leaf(normal_f32({channels}, 3, 0.1, 1));
-  const double n = product({rows, channels});
-  operator_lines(bench, title, {6 * n}, {10 * n}, {y, z, w}, [&] {
+  operator_lines(bench, title, gated_norm_costs(product({rows, channels})), {y, z, w}, [&] {
     return std::vector{apply(GatedRmsNorm{.y = y, .z = z, .weight = w})};
   });
 }
@@ -129,8 +130,8 @@ void embedding(const Bench& bench, int64_t positions, int64_t vocabulary, int64_
   const std::string title = fmt::format("Embedding {} of {} x {}", positions, vocabulary, channels);
   if (!bench.wants(title)) return;
   const Tensor table = weight({vocabulary, channels}, 1), t = tokens({positions}, 2, vocabulary);
-  const double n = product({positions, channels});
-  operator_lines(bench, title, {4 * n}, {2 * n + 4 * product({vocabulary, channels})}, {table}, [&] {
+  const Costs costs = embedding_costs(product({positions, channels}), product({vocabulary, channels}));
+  operator_lines(bench, title, costs, {table}, [&] {
     return std::vector{apply(Embedding{.tokens = t, .weight = table})};
   });
 }
@@ -142,8 +143,7 @@ void cross_entropy(const Bench& bench, int64_t count, int64_t d, int64_t vocabul
   const Tensor x = leaf(normal({count, d}, 1)), w = weight({vocabulary, d}, 2), t = tokens({count}, 3, vocabulary);
   const Tensor scale = full({1}, 1 / static_cast<double>(count), DType::f64, Device::cuda);
   const double xs = product({count, d}), ws = product({vocabulary, d}), flops = 2 * product({count, d, vocabulary});
-  const Cost forward{4 * xs + 6 * ws, 3 * flops}, backward{4 * xs + 8 * ws};
-  operator_lines(bench, title, forward, backward, {x, w}, [&] {
+  operator_lines(bench, title, {{4 * xs + 6 * ws, 3 * flops}, {4 * xs + 8 * ws}}, {x, w}, [&] {
     return std::vector{apply(LinearCrossEntropy{.x = x, .weight = w, .targets = t, .scale = scale,
                                                 .with_gradients = true})};
   });
@@ -200,13 +200,11 @@ void linear(const Bench& bench, const std::string& name, int64_t rows, int64_t i
   if (!bench.wants(title)) return;
   const Tensor x = normal({rows, in}, 1), w = normal({out, in}, 2, 0.02), dy = normal({rows, out}, 3);
   const Tensor y = empty_like(dy), dx = empty_like(x), dw({out, in}, DType::f32, Device::cuda);
-  const double flops = 2 * product({rows, in, out});
-  const double xs = product({rows, in}), ys = product({rows, out}), ws = product({out, in});
-  bench.line(title + ", y", {2 * (xs + ys + ws), flops},
-             [&] { multiply({.a = x, .b = w, .c = y, .transpose_b = true}); });
-  bench.line(title + ", dx", {2 * (xs + ys + ws), flops}, [&] { multiply({.a = dy, .b = w, .c = dx}); });
-  bench.line(title + ", dW", {2 * (xs + ys) + 4 * ws, flops},
-             [&] { multiply({.a = dy, .b = x, .c = dw, .transpose_a = true}); });
+  const LinearCosts costs =
+      linear_costs(static_cast<double>(rows), static_cast<double>(in), static_cast<double>(out));
+  bench.product_line(title + ", y", costs.y, {.a = x, .b = w, .c = y, .transpose_b = true});
+  bench.product_line(title + ", dx", costs.dx, {.a = dy, .b = w, .c = dx});
+  bench.product_line(title + ", dW", costs.dw, {.a = dy, .b = x, .c = dw, .transpose_a = true});
 }
 
 }  // namespace
@@ -223,6 +221,8 @@ int main(int argc, char** argv) try {
   ssd(bench, {32, 2048, 24, 64, 64, 1, true});
   conv(bench, 8, 4096, 5376, 4);
   conv(bench, 32, 2048, 1792, 4);
+  conv(bench, 8, 2048, 4352, 4, 8512);
+  conv(bench, 32, 2048, 1792, 4, 3352);
   for (const int64_t d : {768, 2048}) rms_norm(bench, 65536, d);
   for (const int64_t d : {1536, 4096}) gated_rms_norm(bench, 65536, d);
   embedding(bench, 65536, 50288, 768);

@@ -9,6 +9,14 @@ set(MPI_CXX_SKIP_MPICXX ON)  # the C interface: the one for C++ is gone from new
 find_package(MPI REQUIRED COMPONENTS CXX)
 if(ADDER_CUDA)
   find_package(CUDAToolkit REQUIRED)
+  # NCCL, found and not asked for: without it this is a build for a single GPU. An installed adder says what it needs.
+  find_path(ADDER_NCCL_INCLUDE nccl.h HINTS ENV NCCL_ROOT ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  find_library(ADDER_NCCL nccl HINTS ENV NCCL_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+  if(ADDER_NCCL_INCLUDE AND ADDER_NCCL)
+    set(ADDER_WITH_NCCL ON)
+  elseif(ADDER_WITH_NCCL)
+    message(FATAL_ERROR "this adder was built with NCCL, which is not found here")
+  endif()
 endif()
 
 # OpenBLAS built on OpenMP shares our thread pool: a product inside a parallel region stays on its thread.
@@ -25,4 +33,8 @@ if(NOT TARGET adder::third_party)
   target_include_directories(adder::third_party INTERFACE ${ADDER_CBLAS_INCLUDE} ${ADDER_HDF5_INCLUDE})
   target_link_libraries(adder::third_party INTERFACE ${ADDER_OPENBLAS} ${ADDER_HDF5} ${ADDER_ZSTD}
     ZLIB::ZLIB CLI11::CLI11 nlohmann_json::nlohmann_json MPI::MPI_CXX Threads::Threads)
+  if(ADDER_WITH_NCCL)
+    target_include_directories(adder::third_party INTERFACE ${ADDER_NCCL_INCLUDE})
+    target_link_libraries(adder::third_party INTERFACE ${ADDER_NCCL})
+  endif()
 endif()

@@ -12,6 +12,7 @@ void no_cuda() { fail("this adder was built without CUDA: use the device cpu, or
 #ifndef ADDER_WITH_CUDA  // otherwise in device_cuda.cpp
 int gpu_count() { return 0; }
 std::string gpu_fault() { return {}; }
+std::string gpu_id(int) { no_cuda(); }
 void choose_gpu(int) { no_cuda(); }
 std::string describe_gpu() { no_cuda(); }
 std::string describe_gpu(int) { no_cuda(); }

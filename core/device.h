@@ -37,7 +37,9 @@ const char* name(Device device);
 int gpu_count();
 /// Why none answers, though there is a driver; otherwise empty.
 std::string gpu_fault();
-/// The GPU of this process, to be chosen before the first tensor on it, by the rank on this host; GPU 0 otherwise.
+/// What tells a GPU from all others, whatever number it has for which process.
+std::string gpu_id(int index);
+/// The GPU of this process, to be chosen before the first tensor on it, as distributed/gpus.h says; GPU 0 otherwise.
 void choose_gpu(int index);
 /// The chosen one, or one of those that answer: "NVIDIA H100 80GB HBM3, 79.2 GiB, driver for CUDA 13.0, runtime 13.0".
 std::string describe_gpu();

@@ -101,6 +101,12 @@ void fail(const char* sentence, std::source_location at) { throw Error(sentence,
 int gpu_count() { return answer().gpus; }
 std::string gpu_fault() { return answer().fault; }
 
+std::string gpu_id(int index) {
+  std::string id;
+  for (const char byte : properties(index).uuid.bytes) id += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return id;
+}
+
 void choose_gpu(int index) {
   check(index >= 0 && index < gpu_count(), "GPU {} of {}", index, gpu_count());
   check(!in_use || index == chosen, "GPU {} cannot be chosen: this process works on GPU {}", index, chosen.load());

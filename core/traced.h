@@ -1,6 +1,7 @@
 // Traced: a stretch of the program that a profiler shows by name, for as long as the object lives.
 #pragma once
 
+#include <memory>
 #include <string>
 
 namespace adder {
@@ -13,11 +14,18 @@ class Traced {
   ~Traced();
   Traced(const Traced&) = delete;
   Traced& operator=(const Traced&) = delete;
+
+  /// The name of the innermost range that is open on this thread; null: none is.
+  static std::shared_ptr<const std::string> innermost();
+
+ private:
+  std::shared_ptr<const std::string> outer_;
 };
 #else
 struct Traced {
   explicit Traced(const std::string&) {}
   ~Traced() {}  // an object that only lives is no unused variable
+  static std::shared_ptr<const std::string> innermost() { return nullptr; }
 };
 #endif
 

@@ -10,9 +10,11 @@
 //
 // The rows of in_proj are [z, x, B, C, dt] in both and in ours; conv1d.weight is [channel, 1, width] there.
 //
-// The gated norm runs over each group of B and C by itself, as in the authors' code and in transformers since 5.23.
-// Until then transformers' torch code took all channels together, whatever n_groups: the logits that it gave with
-// several groups come back with `options.mixer.norm_groups = 1`.
+// The gated norm runs over each group of B and C by itself in the authors' code and, since 5.23, in transformers, whose
+// torch code took all channels together until then, whatever n_groups. No field says which, so the version that wrote
+// config.json does: norm_groups is n_groups if `transformers_version` is 5.23 or later, and 1 if it is earlier or not
+// there. Weights that the authors' code trained and an older transformers saved want their groups back:
+// `options.mixer.norm_groups = options.mixer.groups`.
 //
 // Dropout, recompute and initial values are not part of a shared model. The residual stream is fp32 here, as
 // residual_in_fp32 asks for.
@@ -36,7 +38,8 @@ layers::LanguageModelOptions read_options(const std::string& folder);
 void read_weights(const std::string& folder, const Params& params, const layers::LanguageModel& model);
 
 /// Writes both files, the masters of the parameters; reading them gives the same bits. The folder may not hold a model
-/// yet. Throws, naming the option, what the form cannot say. transformers gets the vocabulary without its padding.
+/// yet. Throws, naming the option, what the form cannot say. transformers gets the vocabulary without its padding, and
+/// a version: 5.23.0, or 5.22.2 for norm_groups 1 with several groups, which transformers computes before 5.23 only.
 void write(const std::string& folder, const Params& params, const layers::LanguageModel& model, Form form);
 
 // The parts of the above.

@@ -3,6 +3,8 @@
 #include "adder/data/hugging_face.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <limits>
 #include <set>
 #include <string_view>
@@ -17,6 +19,10 @@ using layers::Mamba2Options;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double authors_eps = 1e-5;   // of every norm; the authors' config has no field for it
 constexpr int64_t authors_mlp = 128;   // an MLP's width is rounded up to a multiple of it
+
+// transformers normalises each group of channels by itself from 5.23 on, and before that all channels together.
+constexpr std::pair<uint64_t, uint64_t> grouped_since(5, 23);
+constexpr const char *ungrouped_version = "5.22.2", *grouped_version = "5.23.0";  // neighbours
 
 // Python writes numbers that JSON has not. They become strings.
 std::string quote_numbers(std::string_view text) {
@@ -100,12 +106,26 @@ class Fields {
   std::string where_;
 };
 
+// Whether the transformers that wrote this config.json normalised by groups. A file without version is older than the
+// field; 5.23.0rc1 counts as 5.23.
+bool wrote_grouped_norm(const Fields& c) {
+  const std::string version = c.text("transformers_version", "0.0");
+  const char* end = version.data() + version.size();
+  uint64_t major = 0, minor = 0;
+  const auto [dot, error] = std::from_chars(version.data(), end, major);
+  check(error == std::errc() && dot != end && *dot == '.' && std::from_chars(dot + 1, end, minor).ec == std::errc(),
+        "{}: transformers_version is \"{}\", not a version such as {}: whether the norm runs over groups is unknown",
+        c.where(), version, grouped_version);
+  return std::pair(major, minor) >= grouped_since;
+}
+
 LanguageModelOptions from_transformers(const Fields& c) {
   const std::string activation = c.text("hidden_act", "silu");
   check(activation == "silu" || activation == "swish", "{}: hidden_act = \"{}\" is not supported, only silu",
         c.where(), activation);
   const auto [dt_min, dt_max] = c.limits("time_step_limit");
   const double eps = c.number("layer_norm_epsilon", 1e-5);
+  const int64_t groups = c.size("n_groups", 8);
   const LanguageModelOptions o = {
       .vocabulary = c.size("vocab_size", 32768),
       .pad_vocabulary = 1,
@@ -117,7 +137,8 @@ LanguageModelOptions from_transformers(const Fields& c) {
                 .d_conv = c.size("conv_kernel", 4),
                 .expand = c.size("expand", 2),
                 .head_dim = c.size("head_dim", 64),
-                .groups = c.size("n_groups", 8),
+                .groups = groups,
+                .norm_groups = groups == 1 || wrote_grouped_norm(c) ? groups : 1,
                 .bias = c.flag("use_bias", false),
                 .conv_bias = c.flag("use_conv_bias", true),
                 .eps = eps,
@@ -181,7 +202,7 @@ void refuse(const char* form, bool possible, const std::string& what) {
   check(possible, "a {} config.json cannot say {}", form, what);
 }
 
-// What both forms leave unsaid: the norm's groups are those of B and C.
+// What no field says: the norm's groups are those of B and C.
 void check_norm_groups(const char* form, const Mamba2Options& m) {
   refuse(form, !m.rms_norm || m.norm_groups == 0 || m.norm_groups == m.groups,
          fmt::format("norm_groups {} with groups {}", m.norm_groups, m.groups));
@@ -190,14 +211,16 @@ void check_norm_groups(const char* form, const Mamba2Options& m) {
 Json transformers_config(const LanguageModelOptions& o) {
   const Mamba2Options& m = o.mixer;
   const char* form = "transformers";
-  check_norm_groups(form, m);
+  const bool ungrouped = m.norm_groups == 1 && m.groups > 1;
+  if (!ungrouped) check_norm_groups(form, m);
   refuse(form, m.mlp() == 0, fmt::format("d_ssm {} of {} channels", m.ssm(), m.d_inner()));
   refuse(form, o.d_intermediate == 0, fmt::format("d_intermediate {}", o.d_intermediate));
   refuse(form, m.rms_norm && !m.norm_before_gate, "rms_norm = false or norm_before_gate = true");
   refuse(form, !m.D_per_channel, "D_per_channel = true");
   refuse(form, o.eps == m.eps, fmt::format("eps {} here and {} in the mixer", o.eps, m.eps));
   Json c = Json::object(
-           {{"architectures", Json::array({"Mamba2ForCausalLM"})}, {"model_type", "mamba2"}, {"dtype", "float32"},
+           {{"architectures", Json::array({"Mamba2ForCausalLM"})}, {"model_type", "mamba2"},
+            {"transformers_version", ungrouped ? ungrouped_version : grouped_version}, {"dtype", "float32"},
             {"torch_dtype", "float32"}, {"hidden_act", "silu"}, {"residual_in_fp32", true},
             {"vocab_size", o.vocabulary}, {"num_hidden_layers", o.layers}, {"tie_word_embeddings", o.tied},
             {"layer_norm_epsilon", o.eps}, {"hidden_size", m.d_model}, {"state_size", m.d_state},

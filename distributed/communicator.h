@@ -1,17 +1,20 @@
 // Communicator: a group of processes and what they do together.
 //
-// Every member makes the same calls in the same order, with tensors of the same size and dtype: contiguous, on the CPU;
-// f32, f64, bf16 or i32. A group of one process needs no MPI and does what the formulas say, which is next to nothing;
-// all_reduce and broadcast then take tensors of any device.
+// Every member makes the same calls in the same order, with tensors of the same size and dtype: contiguous; f32, f64,
+// bf16 or i32; all on the CPU, or each on its member's GPU (distributed/gpus.h). MPI moves bytes between the former,
+// NCCL between the latter: on the compute stream, so that the host waits for nothing. A group of one process needs
+// neither and does what the formulas say, which is next to nothing.
 //
-// Results are the same bits on every member and from run to run: an element's sum is taken over the members in the
-// order of their ranks, in f64, and rounded once (i32: in 64 bits, modulo 2^32). MPI only moves bytes, so neither its
-// choice of algorithm nor arrival in another order can change a number.
+// Results are the same bits on every member, on every device and from run to run: an element's sum is taken over the
+// members in the order of their ranks, in f64, and rounded once (i32: in 64 bits, modulo 2^32). MPI and NCCL only move
+// bytes, so neither their choice of algorithm nor arrival in another order can change a number. (NCCL's own sums have
+// an order that depends on size and machine, its authors say, and with NVLink multicast none that can be relied on;
+// its maximum loses NaN.)
 // Tensors of any size pass in chunks: no count reaches 2^31. Bytes that each of p members sends, for a tensor of n:
 // all_reduce 2 n (p - 1) / p, all_gather and reduce_scatter n (p - 1) / p with n the whole, broadcast n, shift n.
 #pragma once
 
-#include "adder/core/tensor.h"
+#include "adder/kernels/reduce_rows.h"
 
 #include <cstdint>
 #include <memory>
@@ -19,8 +22,6 @@
 #include <vector>
 
 namespace adder {
-
-enum class Reduce : unsigned char { sum, max };  // max: NaN is the largest
 
 /// What lies beyond the first and the last rank of a shift: nothing, or each other.
 enum class Ends : unsigned char { open, ring };
@@ -56,20 +57,22 @@ class Communicator {
   /// Every member's text, by rank.
   std::vector<std::string> exchange(const std::string& text) const;
 
-  /// The same group, moving at most so many elements from each member in one call of MPI. The numbers that arrive do
-  /// not depend on it.
+  /// The same group, moving at most so many elements from each member in one call of MPI, or adding so many at a time
+  /// on a GPU. The numbers that arrive do not depend on it.
   Communicator with_chunk(int64_t elements) const;
 
  private:
-  struct Group;  // MPI's handle
+  struct Group;  // the handles of MPI and NCCL
 
-  void gather(const char* part, char* whole, int64_t count, int64_t bytes) const;
+  template <class F>
+  void through(const Tensor& x, F&& f) const;
+  int64_t chunk(const Tensor& x) const;
   void scatter_sum(const Tensor& whole, const Tensor& part, Reduce reduce) const;
   void reduce_tail(const Tensor& x, Reduce reduce) const;
 
   std::shared_ptr<const Group> group_;  // none: this process alone
   int64_t rank_ = 0, size_ = 1;
-  int64_t chunk_ = int64_t{1} << 19;  // a reduction needs room for so many elements from each member
+  int64_t chunk_ = 0;  // a reduction needs room for so many elements from each member; 0: as suits the device
 };
 
 }  // namespace adder

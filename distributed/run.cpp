@@ -4,7 +4,9 @@
 #include "adder/core/error.h"
 #include "adder/core/json.h"
 #include "adder/distributed/curve.h"
+#include "adder/distributed/gpus.h"
 #include "adder/distributed/machine.h"
+#include "adder/distributed/nccl.h"
 #include "adder/distributed/peak.h"
 #include "adder/kernels/matmul.h"
 
@@ -33,6 +35,14 @@ std::string shell_words(int argc, const char* const* argv) {
     line += '\'';
   }
   return line;
+}
+
+// Why this process cannot compute on a GPU; empty if it can.
+std::string gpu_hindrance(bool several, const GpuShares& shares) {
+  if (!built_with_cuda) return "this adder was built without CUDA";
+  if (gpu_count() == 0) return "no GPU answers" + (gpu_fault().empty() ? "" : ": " + gpu_fault());
+  if (several && !built_with_nccl) return "this adder was built without NCCL, so only one process computes on a GPU";
+  return shares.shortage;
 }
 
 double value_of(const NamedNumbers& numbers, std::string_view name) {
@@ -114,7 +124,8 @@ void Run::add_flags() {
              "processor threads of a process, 0: every core it may use, shared among those that may use the same",
              {.min = 0, .max = 1024, .may_change = true});
   flags_.add("device", options_.device,
-             options_.device.empty() ? "where to compute; otherwise on a GPU if one answers" : "where to compute",
+             options_.device.empty() ? "where to compute; otherwise on GPUs, if there is one for each process"
+                                     : "where to compute",
              {.choices = {"cpu", "cuda"}, .may_change = true});
   flags_.add("dtype", options_.dtype,
              options_.dtype.empty() ? "of activations and products; otherwise bf16 on a GPU, f32 on the CPU"
@@ -132,16 +143,19 @@ void Run::add_flags() {
 void Run::choose_device() {
   // Only what the user asked for is refused; what the program would rather have gives way. Several processes, whose
   // hosts may have GPUs or not, choose alike.
-  const bool several = mesh_.world.size() > 1;
-  if (device() == Device::cuda && flags_.given("device")) {
-    check_usage(built_with_cuda, "--device cuda: this adder was built without CUDA");
-    check_usage(!several, "--device cuda: {} processes cannot share a training on GPUs yet; --device cpu trains on "
-                "their processors", mesh_.world.size());
-    check_usage(gpu_count() > 0, "--device cuda: no GPU answers{}{}", gpu_fault().empty() ? "" : ": ", gpu_fault());
-  } else if (options_.device != "cpu") {
-    options_.device = gpu_count() > 0 && !several ? "cuda" : "cpu";
-    if (!gpu_fault().empty()) say("no GPU answers: " + gpu_fault());
-    if (gpu_count() > 0 && several) say("several processes compute on the CPU: collectives on GPUs are not there yet");
+  const bool several = mesh_.world.size() > 1, asked = device() == Device::cuda && flags_.given("device");
+  if (asked || options_.device != "cpu") {
+    const GpuShares shares = several ? share_gpus(mesh_.world) : GpuShares{};
+    const std::string hindrance = gpu_hindrance(several, shares);
+    check_usage(!asked || hindrance.empty(), "--device cuda: {}{}", hindrance,
+                hindrance == shares.shortage ? "; start as many processes as GPUs, or --device cpu" : "");
+    const bool gpus = several ? !shares.own.empty() : gpu_count() > 0;
+    options_.device = gpus ? "cuda" : "cpu";
+    if (!gpus && (gpu_count() > 0 || !gpu_fault().empty())) say("computing on the CPU: " + hindrance);
+    if (gpus && several) {
+      choose_gpu(shares.own[static_cast<size_t>(mesh_.world.rank())]);
+      say(shares.text);
+    }
   }
   if (device() == Device::cuda) compute_stream();  // opens the GPU: what is wrong with it is said now
   const bool bf16_here = dtype() == DType::f32 || device() == Device::cuda;
@@ -203,8 +217,8 @@ void Run::start(const RunStart& start) {
   last_step_ = next_drawing_ = Clock::now();
   const int64_t processes = mesh_.world.size();
   say(device() == Device::cuda
-          ? fmt::format("computing on {} in {}{}", gpu_name(), name(dtype()),
-                        peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
+          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "", gpu_name(),
+                        name(dtype()), peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
           : fmt::format("computing on the CPU in {}, {}{} thread{}", name(dtype()),
                         processes > 1 ? fmt::format("{} processes of ", processes) : "", options_.threads,
                         options_.threads == 1 ? "" : "s"));

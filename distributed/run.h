@@ -1,8 +1,8 @@
 // Run: one process of a program from its command line to its end. It knows device, threads, mesh, run folder and log.
 // Of several processes, started by mpirun, the first prints and keeps the run folder; the others are silent.
 //
-// A run of one process computes on a GPU if one answers, and there in bf16; otherwise on the CPU in f32. Both may
-// change when it goes on: checkpoints hold f32 masters.
+// A run computes on GPUs if every process gets one of its own (distributed/gpus.h), and there in bf16; otherwise on the
+// CPU in f32. Both may change when it goes on: checkpoints hold f32 masters.
 //
 //   int main(int argc, char** argv) try {
 //     Options o;
@@ -44,7 +44,7 @@ struct RunOptions {
   std::string out = {};         // --out: the run folder. Empty: the program keeps none, and has only the next three
   int64_t seed = 1;             // --seed
   int64_t threads = 0;          // --threads; 0: the cores it may use, shared among the ranks there; or OMP_NUM_THREADS
-  std::string device = {};      // --device, cpu or cuda; cuda or empty: a GPU if one answers
+  std::string device = {};      // --device, cpu or cuda; cuda or empty: GPUs if they answer
   std::string dtype = {};       // --dtype, f32 or bf16; empty: bf16 on a GPU, f32 on the CPU (so is bf16 there)
   bool tf32 = false;            // --tf32
   bool fresh = false;           // --fresh

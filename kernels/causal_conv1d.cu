@@ -1,10 +1,10 @@
 // Forward and the decoding step.
 // Floor, N = batch x time x channels, bf16: 4 N bytes (x in, y out) at memory speed; walkers read width - 1 of 64
-// tokens twice. A step moves width rows in and width out. Plain kernels read every input width times, out of cache.
-#include "adder/kernels/causal_conv1d.cuh"
+// tokens twice. Instructions come second: some 15 an element at width 4, half of what the memory's time allows. A step
+// moves width rows in and width out. Plain kernels read every input width times, out of cache.
+#include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
-#include "adder/kernels/math.cuh"
 
 namespace adder {
 namespace {
@@ -12,37 +12,53 @@ namespace {
 using namespace conv;
 constexpr int threads = 256;
 
-template <class T, int width>
-__global__ void __launch_bounds__(32 * lanes, 3) walk(Operands<T> p, int64_t tiles, Rows<T> y) {
+template <class T, int width, bool with_silu>
+__global__ void __launch_bounds__(32 * warps, forward_blocks) walk(Operands<T> p, int64_t tiles, Rows<T> y) {
+  __shared__ Lanes<T> waiting[warps][depth][32];
   Walker<T, width> at(p, tiles);
-  if (!at.inside) return;
-  const Taps<width> w(p, at.c);
-  const T* const from = p.x(at.b * p.time + at.begin, at.c);
-  T* const to = y(at.b * p.time + at.begin, at.c);
-  const int32_t* const id = p.document ? p.document(at.b, at.begin) : nullptr;
-  for (int t = 0; t < at.count; t += ahead<T>) {
-    Lanes<T, n> x[ahead<T>];
-    int32_t document[ahead<T>];
+  if (at.count == 0) return;
+  const int64_t row = at.b * p.time + at.begin;
+  const Stream<T> x{&waiting[threadIdx.y][0][threadIdx.x], p.x(row, at.c), static_cast<int>(p.x.stride), at.count};
 #pragma unroll
-    for (int i = 0; i < ahead<T>; ++i) {
-      if (t + i >= at.count) break;
-      x[i] = read(from + (t + i) * p.x.stride);
-      document[i] = id ? id[t + i] : 0;
-    }
+  for (int t = 0; t < ahead; t += group) {
+    x.ask(t);
+    mma::commit_copies();
+  }
+  const Taps<T, width> w(p, at.c);
+  at.look_back(p);
+  T* const to = y(row, at.c);
+  const int stride = static_cast<int>(y.stride);
+  unsigned documents = 0;
+  for (int t = 0; t < at.count; t += group, documents >>= group) {
+    x.ask(t + ahead);
+    mma::commit_copies();
+    if (t % 32 == 0) documents = at.documents(p, t);
+    wait_for_group();
+    const Lanes<T>* const pieces = x(t);
+    const auto token = [&](int i) {
+      const Lanes<T> piece = pieces[i * 32];
+      float now[n<T>], s[n<T>];
 #pragma unroll
-    for (int i = 0; i < ahead<T>; ++i) {
-      if (t + i >= at.count) break;
-      const float now[n] = {x[i][0], x[i][1], x[i][2], x[i][3]};
-      float s[n];
-      at.enter(document[i]);
+      for (int j = 0; j < n<T>; ++j) now[j] = piece[j];
       at.sum(w, now, s);
-      if (p.silu)
+      if constexpr (with_silu)
 #pragma unroll
-        for (int c = 0; c < n; ++c) s[c] = math::silu(s[c]);
-      write(to + (t + i) * y.stride, s);
+        for (int j = 0; j < n<T>; ++j) s[j] = silu<T>(s[j]);
+      write(to + (t + i) * stride, s, at.inside);
       at.pass(now);
+    };
+    if (t + group <= at.count && documents % (1 << group) == 0) {
+#pragma unroll
+      for (int i = 0; i < group; ++i) token(i);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < min(group, at.count - t); ++i) {
+        if (documents >> i & 1) at.forget();
+        token(i);
+      }
     }
   }
+  mma::wait_for_copies();
 }
 
 template <class T>
@@ -50,7 +66,7 @@ __global__ void plain(Operands<T> p, Rows<T> y) {
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x, c = i % p.channels, row = i / p.channels;
   if (row >= p.batch * p.time) return;
   const float s = p.sum(row / p.time, row % p.time, c);
-  *y(row, c) = element<T>(p.silu ? math::silu(s) : s);
+  *y(row, c) = element<T>(p.silu ? silu<T>(s) : s);
 }
 
 template <class T>
@@ -81,7 +97,7 @@ __global__ void step(Step<T> p) {
   float s = p.bias ? p.bias[c] : 0.0f;
   for (int64_t k = 0; k <= past; ++k)
     s = fmaf(*p.weight(c, past - k), value(k == 0 ? x : *p.state(b * past + past - k, c)), s);
-  *p.y(b, c) = element<T>(p.silu ? math::silu(s) : s);
+  *p.y(b, c) = element<T>(p.silu ? silu<T>(s) : s);
   for (int64_t k = 0; k < past; ++k)
     *p.state(b * past + k, c) = k + 1 < past ? *p.state(b * past + k + 1, c) : x;
 }
@@ -93,9 +109,10 @@ void causal_conv1d_forward(Cuda on, const CausalConv1d& conv, const Tensor& y, c
     const Operands<T> p(conv);
     const Rows<T> to(y);
     if (p.can_walk() && to.whole()) {
-      const int64_t across = (p.channels + columns - 1) / columns, rows = (p.batch * p.tiles() + lanes - 1) / lanes;
-      with_width(p.width, [&](auto width) {
-        launch(walk<T, width()>, blocks(rows * across, 1), dim3(32, lanes), 0, on, p, p.tiles(), to);
+      const int64_t across = (p.channels + columns<T> - 1) / columns<T>;
+      const int64_t rows = (p.batch * p.tiles() + warps - 1) / warps;
+      with_shape(p.width, p.silu, [&](auto width, auto with_silu) {
+        launch(walk<T, width(), with_silu()>, blocks(rows * across, 1), dim3(32, warps), 0, on, p, p.tiles(), to);
       });
     } else {
       launch(plain<T>, blocks(y.count(), threads), threads, 0, on, p, to);

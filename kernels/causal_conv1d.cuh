@@ -1,24 +1,21 @@
 // How the CUDA kernels of the causal convolution see its operands.
 //
-// Two kinds: walkers, for widths 2 to 4 and aligned rows, in which a thread takes 4 channels of a tile of tokens and
-// walks along time with its last inputs in registers; and plain kernels, a thread for one channel of one token, for all
-// else. Both add taps in the same order, the newest first, so that their results are the same bits.
+// Two kinds: walkers, for widths 2 to 4 and rows of whole pieces of 16 bytes (causal_conv1d_walker.cuh), and plain
+// kernels, a thread for one channel of one token, for all else. Both add taps in the same order, the newest first, and
+// zero for a tap that does not count, and open SiLU in the same way, so that their y is the same bits.
 #pragma once
 
 #include "adder/core/elements.cuh"
 #include "adder/kernels/causal_conv1d.h"
+#include "adder/kernels/math.cuh"
 
 #include <algorithm>
 #include <type_traits>
 
 namespace adder::conv {
 
-constexpr int n = 4;             // channels of a walker
-constexpr int tile = 64;         // tokens that it walks
-constexpr int lanes = 8;         // tiles in a block, one a warp
-constexpr int columns = 32 * n;  // channels of a block
-template <class T>
-constexpr int ahead = 8 / static_cast<int>(sizeof(T));  // tokens that a walker reads before it looks at the first
+constexpr int tile = 64;  // tokens that a walker walks
+constexpr int warps = 4;  // of a block of walkers, which take tiles in order
 
 /// Rows along the last axis.
 template <class T>
@@ -33,9 +30,9 @@ struct Rows {
   Rows(T* data_, int64_t stride_) : data(data_), stride(stride_) {}
   __host__ __device__ explicit operator bool() const { return data != nullptr; }
   __device__ T* operator()(int64_t row, int64_t column) const { return data + row * stride + column; }
-  /// Whether walkers can read and write it.
-  bool whole() const {
-    return reinterpret_cast<uintptr_t>(data) % alignof(Lanes<T, n>) == 0 && stride % n == 0;
+  /// Whether walkers can read and write it: in whole pieces, and with 32-bit offsets inside a tile.
+  __host__ __device__ bool whole() const {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % per_piece<T> == 0 && stride <= 1 << 24;
   }
 };
 
@@ -55,7 +52,9 @@ struct Operands {
         width(conv.weight.size(1)), silu(conv.silu) {}
 
   int64_t tiles() const { return std::max<int64_t>(1, (time + tile - 1) / tile); }  // of one sequence
-  bool can_walk() const { return width >= 2 && width <= 4 && channels % n == 0 && x.whole() && state.whole(); }
+  bool can_walk() const {
+    return width >= 2 && width <= 4 && channels % per_piece<T> == 0 && x.whole() && state.whole();
+  }
 
   __device__ const T* input(int64_t b, int64_t t, int64_t c) const {
     return t >= 0 ? x(b * time + t, c) : state(b * (width - 1) + width - 1 + t, c);
@@ -81,102 +80,41 @@ struct Operands {
   /// What SiLU is applied to.
   __device__ float sum(int64_t b, int64_t t, int64_t c) const {
     float s = bias ? bias[c] : 0.0f;
-    for (int64_t k = 0, taken = taps(b, t); k < taken; ++k)
-      s = fmaf(*weight(c, width - 1 - k), value(*input(b, t - k, c)), s);
+    for (int64_t k = 0, taken = taps(b, t); k < width; ++k)
+      s = fmaf(*weight(c, width - 1 - k), k < taken ? value(*input(b, t - k, c)) : 0.0f, s);
     return s;
   }
 };
 
-/// What a walker keeps of the weights.
-template <int width>
-struct Taps {
-  float weight[width][n], bias[n];  // the newest first
-
-  template <class T>
-  __device__ Taps(const Operands<T>& p, int64_t channel) {
-#pragma unroll
-    for (int c = 0; c < n; ++c) {
-      bias[c] = p.bias ? p.bias[channel + c] : 0.0f;
-#pragma unroll
-      for (int k = 0; k < width; ++k) weight[k][c] = *p.weight(channel + c, width - 1 - k);
-    }
-  }
-};
-
-template <class T>
-__device__ Lanes<T, n> read(const T* from) {
-  return *reinterpret_cast<const Lanes<T, n>*>(from);
+/// 1 / (1 + 2^(-x log2 e)). Rounding the exponent costs |x| 2^-24, relative: nothing beside bf16.
+__device__ inline float sigmoid(float x) {
+  float power, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + power));
+  return y;
 }
-
-template <class T>
-__device__ void write(T* to, const float (&x)[n]) {
-  Lanes<T, n> p{};
-#pragma unroll
-  for (int c = 0; c < n; ++c) p.set(c, element<T>(x[c]));
-  *reinterpret_cast<Lanes<T, n>*>(to) = p;
+/// max(x, -128): beyond it SiLU and its slope are 0, and at -infinity they would be NaN. NaN stays NaN.
+__device__ inline float bounded_below(float x) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-128.0f));
+  return x;
 }
-
-/// A walker: its sequence, channels and tokens, and what it knows of the tokens behind it.
-template <class T, int width>
-struct Walker {
-  int64_t b, c, begin;       // the first channel and the first token
-  int count;                 // tokens
-  bool inside;               // false: a thread without work
-  float past[width - 1][n];  // the inputs t - 1, t - 2, ...
-  int taps = 0;              // of the last output
-  int32_t document = 0;      // of the last token
-
-  __device__ explicit Walker(const Operands<T>& p, int64_t tiles) {
-    const int64_t across = (p.channels + columns - 1) / columns, i = blockIdx.x / across * lanes + threadIdx.y;
-    b = i / tiles;
-    begin = i % tiles * tile;
-    count = static_cast<int>(min(p.time - begin, int64_t{tile}));
-    c = blockIdx.x % across * columns + threadIdx.x * n;
-    inside = b < p.batch && c < p.channels;
-    if (!inside) return;
-    taps = static_cast<int>(p.taps(b, begin - 1));
-    if (p.document && begin < p.time) document = *p.document(b, max(int64_t{0}, begin - 1));
-#pragma unroll
-    for (int k = 1; k < width; ++k) {
-      const bool exists = begin - k >= p.oldest();
-      const Lanes<T, n> x = exists ? read(p.input(b, begin - k, c)) : Lanes<T, n>{};
-#pragma unroll
-      for (int j = 0; j < n; ++j) past[k - 1][j] = x[j];
-    }
-  }
-
-  /// Enters the document of the next token.
-  __device__ void enter(int32_t next) {
-    taps = next == document ? min(width, taps + 1) : 1;
-    document = next;
-  }
-  /// What SiLU is applied to, at a token entered, with input x.
-  __device__ void sum(const Taps<width>& w, const float (&x)[n], float (&s)[n]) const {
-#pragma unroll
-    for (int j = 0; j < n; ++j) s[j] = fmaf(w.weight[0][j], x[j], w.bias[j]);
-#pragma unroll
-    for (int k = 1; k < width; ++k)
-      if (k < taps)
-#pragma unroll
-        for (int j = 0; j < n; ++j) s[j] = fmaf(w.weight[k][j], past[k - 1][j], s[j]);
-  }
-  /// x becomes the newest input.
-  __device__ void pass(const float (&x)[n]) {
-#pragma unroll
-    for (int j = 0; j < n; ++j) {
-#pragma unroll
-      for (int k = width - 2; k > 0; --k) past[k][j] = past[k - 1][j];
-      past[0][j] = x[j];
-    }
-  }
-};
-
-/// Calls f with the width as a constant.
-template <class F>
-void with_width(int64_t width, F&& f) {
-  if (width == 2) f(std::integral_constant<int, 2>{});
-  else if (width == 3) f(std::integral_constant<int, 3>{});
-  else f(std::integral_constant<int, 4>{});
+/// Also min(x, 128): beyond it the slope is 1.
+__device__ inline float bounded(float x) {
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(128.0f));
+  return bounded_below(x);
+}
+template <class T>
+__device__ float silu(float x) {
+  if constexpr (sizeof(T) == 4) return math::silu(x);
+  x = bounded_below(x);
+  return x * sigmoid(x);
+}
+template <class T>
+__device__ float silu_gradient(float x) {
+  if constexpr (sizeof(T) == 4) return math::silu_gradient(x);
+  x = bounded(x);
+  const float s = sigmoid(x);
+  return fmaf(s, fmaf(-s, x, x), s);
 }
 
 }  // namespace adder::conv

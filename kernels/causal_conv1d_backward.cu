@@ -1,13 +1,11 @@
 // Backward.
-// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed; walkers read width - 1 of 64
-// tokens twice, of x three times, and write 4 (width + 1) bytes of partial sums per channel and 512 tokens. The plain
+// Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Walkers read width - 1 of 64
+// tokens twice, of x three times, and write 4 (width + 1) bytes of partial sums per channel and 256 tokens, which are
+// read once. Instructions come second: some 31 an element at width 4, half of what the memory's time allows. The plain
 // kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
-#include "adder/kernels/causal_conv1d.cuh"
+#include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
-#include "adder/kernels/accumulate.h"
-#include "adder/kernels/math.cuh"
-#include "adder/kernels/matmul.h"
 
 namespace adder {
 namespace {
@@ -21,133 +19,171 @@ struct Backward {
   Rows<const T> dy, dfinal;
   Rows<T> dx, dstate;
   bool add_to_dx;
-  float *dweight, *dbias;  // partial sums over `lanes` tiles: [row, channel, width] and [row, channel]; or null
-  int64_t tiles, rows;     // tiles of a sequence, rows of partial sums
+  float* partial;       // sums over `warps` tiles, of dweight, the newest tap first, and of dbias; or null
+  int64_t tiles, rows;  // tiles of a sequence; rows of partial sums: [row, width + 1, channel]
 
   bool can_walk() const { return in.can_walk() && dy.whole() && dfinal.whole() && dx.whole() && dstate.whole(); }
 };
 
 // The sums of a walker, and dx of the tokens behind it as far as it is known.
-template <int width>
+template <class T, int width>
 struct Sums {
-  float dx[width - 1][n] = {};                 // of the tokens t - 1, t - 2, ...
-  float weight[width][n] = {}, bias[n] = {};  // of dweight, the newest tap first, and of dbias
+  float dx[width - 1][n<T>] = {};   // of the tokens t - 1, t - 2, ...
+  float sum[width + 1][n<T>] = {};  // of dweight, the newest tap first, and of dbias
 
   // Adds what g of a token gives to dx; `done` becomes dx of the token width - 1 before it.
-  __device__ void spread(const Taps<width>& w, const float (&g)[n], int taps, float (&done)[n]) {
+  __device__ void spread(const Taps<T, width>& w, const float (&g)[n<T>], int taps, float (&done)[n<T>]) {
 #pragma unroll
-    for (int j = 0; j < n; ++j) {
-      done[j] = taps > width - 1 ? fmaf(w.weight[width - 1][j], g[j], dx[width - 2][j]) : dx[width - 2][j];
+    for (int j = 0; j < n<T>; ++j) {
 #pragma unroll
-      for (int k = width - 2; k > 0; --k) dx[k][j] = taps > k ? fmaf(w.weight[k][j], g[j], dx[k - 1][j]) : dx[k - 1][j];
-      dx[0][j] = taps > 0 ? w.weight[0][j] * g[j] : 0.0f;
+      for (int k = width - 1; k >= 0; --k) {
+        const float before = k > 0 ? dx[k - 1][j] : 0.0f;
+        const float after = taps > k ? fmaf(w.weight[k][j], g[j], before) : before;
+        (k == width - 1 ? done[j] : dx[k][j]) = after;
+      }
     }
   }
-  __device__ void add(const float (&g)[n], const float (&x)[n], const float (&past)[width - 1][n], int taps) {
+  __device__ void add(const float (&g)[n<T>], const float (&x)[n<T>], const float (&past)[width - 1][n<T>]) {
 #pragma unroll
-    for (int j = 0; j < n; ++j) {
-      bias[j] += g[j];
-      weight[0][j] = fmaf(g[j], x[j], weight[0][j]);
+    for (int j = 0; j < n<T>; ++j) {
+      sum[width][j] += g[j];
+#pragma unroll
+      for (int k = 0; k < width; ++k) sum[k][j] = fmaf(g[j], k == 0 ? x[j] : past[k - 1][j], sum[k][j]);
     }
-#pragma unroll
-    for (int k = 1; k < width; ++k)
-      if (k < taps)
-#pragma unroll
-        for (int j = 0; j < n; ++j) weight[k][j] = fmaf(g[j], past[k - 1][j], weight[k][j]);
   }
 };
 
-// dx of token t < time is known once g of t + width - 1 is: walks that much past its tile.
-template <class T, int width>
-__device__ void walk_tile(const Backward<T>& p, Walker<T, width>& at, Sums<width>& sums) {
-  const Operands<T>& in = p.in;
-  const Taps<width> w(in, at.c);
-  // Tokens are counted from the tile's first: those before `known` have a g, and the gradient of the final state holds
-  // something for those from `last_inputs` on.
-  constexpr int past = width - 1;
-  const int stop = at.count + past;
-  const int known = p.dy ? static_cast<int>(min(in.time - at.begin, int64_t{stop})) : 0;
-  const int last_inputs = p.dfinal ? static_cast<int>(min(in.final_begin(at.b) - at.begin, int64_t{stop})) : stop;
-  const int64_t row = at.b * in.time + at.begin;
-  const T *const from_x = in.x(row, at.c), *const from_dy = p.dy(row, at.c);
-  T* const to_dx = p.dx(row, at.c);
-  const int32_t* const id = in.document ? in.document(at.b, at.begin) : nullptr;
-  for (int t = 0; t < stop; t += ahead<T>) {
-    Lanes<T, n> x[ahead<T>], dy[ahead<T>];
-    int32_t document[ahead<T>];
+// A walker backward. dx of token t < time is known once g of t + width - 1 is: it walks that much past its tile.
+template <class T, int width, bool with_silu>
+struct Back {
+  static constexpr int past = width - 1;
+  const Backward<T>& p;
+  Walker<T, width>& at;
+  Sums<T, width>& sums;
+  const Taps<T, width> w;
+  // Tokens are counted from the tile's first: those before `known` have a g, the gradient of the final state holds
+  // something for those from `last_inputs` on, and those before `plain` are the tile's and only dx is to be written.
+  int stop, known, last_inputs, plain;
+  T* to;
+  int stride;
+
+  __device__ Back(const Backward<T>& p_, Walker<T, width>& at_, Sums<T, width>& sums_, int known_)
+      : p(p_), at(at_), sums(sums_), w(p.in, at.c), stop(at.count + past), known(known_) {
+    last_inputs = p.dfinal ? static_cast<int>(min(p.in.final_begin(at.b) - at.begin, int64_t{stop})) : stop;
+    plain = p.dx && !p.add_to_dx ? min(at.count, min(known, last_inputs)) : 0;
+    to = p.dx(at.b * p.in.time + at.begin, at.c);
+    stride = static_cast<int>(p.dx.stride);
+    at.look_back(p.in);
+  }
+
+  // g of the next token, which goes into the sums of the parameters' gradients if it is the tile's.
+  __device__ void enter(const Lanes<T>& x, const Lanes<T>& dy, bool counts, float (&g)[n<T>]) {
+    float now[n<T>], s[n<T>];
 #pragma unroll
-    for (int i = 0; i < ahead<T>; ++i) {
-      if (t + i >= known) break;
-      x[i] = read(from_x + (t + i) * in.x.stride);
-      dy[i] = read(from_dy + (t + i) * p.dy.stride);
-      document[i] = id ? id[t + i] : 0;
+    for (int j = 0; j < n<T>; ++j) now[j] = x[j];
+    at.sum(w, now, s);
+#pragma unroll
+    for (int j = 0; j < n<T>; ++j) g[j] = with_silu ? dy[j] * silu_gradient<T>(s[j]) : dy[j];
+    if (counts) sums.add(g, now, at.past);
+    at.pass(now);
+  }
+
+  // Stores dx of token u, known at last.
+  __device__ void leave(int u, float (&dx)[n<T>]) const {
+    const int64_t b = at.b, token = at.begin + u;
+    if (u >= last_inputs) {
+      const Lanes<T> last = read(p.dfinal(b * past + token - (p.in.time - past), at.c));
+#pragma unroll
+      for (int j = 0; j < n<T>; ++j) dx[j] += last[j];
     }
+    if (u >= 0 && p.dx) {
+      if (p.add_to_dx) {
+        const Lanes<T> before = read<T>(to + u * stride);
 #pragma unroll
-    for (int i = 0; i < ahead<T>; ++i) {
-      if (t + i >= stop) break;
-      float g[n] = {}, done[n];
-      int taps = 0;
-      if (t + i < known) {
-        const float now[n] = {x[i][0], x[i][1], x[i][2], x[i][3]};
-        float s[n];
-        at.enter(document[i]);
-        at.sum(w, now, s);
-#pragma unroll
-        for (int j = 0; j < n; ++j) g[j] = in.silu ? dy[i][j] * math::silu_gradient(s[j]) : dy[i][j];
-        taps = at.taps;
-        if (t + i < at.count) sums.add(g, now, at.past, taps);
-        at.pass(now);
+        for (int j = 0; j < n<T>; ++j) dx[j] += before[j];
       }
-      sums.spread(w, g, taps, done);
-      const int u = t + i - past;
-      if (u >= last_inputs) {
-        const Lanes<T, n> last = read(p.dfinal(at.b * past + at.begin + u - (in.time - past), at.c));
+      write(to + u * stride, dx, at.inside);
+    } else if (token < 0 && p.dstate) {
+      write(p.dstate(b * past + past + token, at.c), dx, at.inside);
+    }
+  }
+
+  __device__ void walk(const Stream<T>& x, const Stream<T>& dy) {
+    unsigned documents = 0, recent = 0;  // bit i: a document begins at the token i on; i back
+    for (int t = 0; t < stop; t += group, documents >>= group) {
+      x.ask(t + ahead);
+      dy.ask(t + ahead);
+      mma::commit_copies();
+      if (t % 32 == 0) documents = at.documents(p.in, t);
+      wait_for_group();
+      const Lanes<T>*const pieces = x(t), *const dpieces = dy(t);
+      const bool cut = documents % (1 << group) != 0 || recent % (1 << (past - 1)) != 0;
+      if (!cut && t >= past && t + group <= plain) {
+        recent <<= group;
 #pragma unroll
-        for (int j = 0; j < n; ++j) done[j] += last[j];
-      }
-      if (u >= 0 && p.dx) {
-        if (p.add_to_dx) {
-          const Lanes<T, n> before = read<T>(to_dx + u * p.dx.stride);
-#pragma unroll
-          for (int j = 0; j < n; ++j) done[j] += before[j];
+        for (int i = 0; i < group; ++i) {
+          float g[n<T>], dx[n<T>];
+          enter(pieces[i * 32], dpieces[i * 32], true, g);
+          sums.spread(w, g, width, dx);
+          write(to + (t + i - past) * stride, dx, at.inside);
         }
-        write(to_dx + u * p.dx.stride, done);
-      } else if (u < 0 && at.begin == 0 && p.dstate) {
-        write(p.dstate(at.b * past + past + u, at.c), done);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < min(group, stop - t); ++i) {
+          const unsigned begins = documents >> i & 1;
+          recent = recent << 1 | begins;
+          if (begins) at.forget();
+          float g[n<T>] = {}, dx[n<T>];
+          if (t + i < known) enter(pieces[i * 32], dpieces[i * 32], t + i < at.count, g);
+          sums.spread(w, g, recent ? __ffs(static_cast<int>(recent)) : width, dx);
+          leave(t + i - past, dx);
+        }
       }
     }
   }
-}
+};
 
-template <class T, int width>
-__global__ void __launch_bounds__(32 * lanes, 2) walk(Backward<T> p) {
+template <class T, int width, bool with_silu>
+__global__ void __launch_bounds__(32 * warps, backward_blocks) walk(Backward<T> p) {
+  __shared__ Lanes<T> waiting[warps][2][depth][32];
   Walker<T, width> at(p.in, p.tiles);
-  Sums<width> sums;
-  if (at.inside) walk_tile(p, at, sums);
-  if (p.dweight == nullptr && p.dbias == nullptr) return;
+  Sums<T, width> sums;
+  if (at.b < p.in.batch) {
+    const int64_t row = at.b * p.in.time + at.begin;
+    const int known = p.dy ? static_cast<int>(min(p.in.time - at.begin, int64_t{at.count + width - 1})) : 0;
+    Lanes<T>(*const room)[depth][32] = waiting[threadIdx.y];
+    const T *const from = p.in.x(row, at.c), *const dfrom = p.dy ? p.dy(row, at.c) : from;  // without dy not read
+    const Stream<T> x{&room[0][0][threadIdx.x], from, static_cast<int>(p.in.x.stride), known};
+    const Stream<T> dy{&room[1][0][threadIdx.x], dfrom, static_cast<int>(p.dy.stride), known};
+#pragma unroll
+    for (int t = 0; t < ahead; t += group) {
+      x.ask(t);
+      dy.ask(t);
+      mma::commit_copies();
+    }
+    Back<T, width, with_silu>(p, at, sums, known).walk(x, dy);
+    mma::wait_for_copies();  // past the tile they write zeros
+  }
+  if (p.partial == nullptr) return;
 
-  // The tiles of the block in order: warp k sums dweight of tap k, warp `width` dbias.
-  __shared__ float4 parts[width + 1][lanes][32];
-#pragma unroll
-  for (int k = 0; k <= width; ++k) {
-    const float(&s)[n] = k < width ? sums.weight[k] : sums.bias;
-    parts[k][threadIdx.y][threadIdx.x] = {s[0], s[1], s[2], s[3]};
-  }
+  // The sums of the block's tiles, in order, by way of the same memory.
+  constexpr int numbers = (width + 1) * columns<T>;
+  static_assert(sizeof(float) * warps * numbers <= sizeof(waiting));
+  float* const parts = reinterpret_cast<float*>(waiting);
   __syncthreads();
-  const int k = static_cast<int>(threadIdx.y);
-  const int64_t across = (p.in.channels + columns - 1) / columns, row = blockIdx.x / across;
-  const int64_t c = blockIdx.x % across * columns + threadIdx.x * n;
-  if (k > width || c >= p.in.channels) return;
-  float s[n] = {};
-  for (int lane = 0; lane < lanes; ++lane) {
-    const float4 part = parts[k][lane][threadIdx.x];
-    s[0] += part.x, s[1] += part.y, s[2] += part.z, s[3] += part.w;
-  }
 #pragma unroll
-  for (int j = 0; j < n; ++j) {
-    const int64_t i = row * p.in.channels + c + j;
-    if (k < width && p.dweight != nullptr) p.dweight[i * width + width - 1 - k] = s[j];
-    if (k == width && p.dbias != nullptr) p.dbias[i] = s[j];
+  for (int k = 0; k <= width; ++k)
+#pragma unroll
+    for (int j = 0; j < n<T>; ++j)
+      parts[threadIdx.y * numbers + k * columns<T> + threadIdx.x * n<T> + j] = sums.sum[k][j];
+  __syncthreads();
+  const int64_t across = (p.in.channels + columns<T> - 1) / columns<T>, row = blockIdx.x / across;
+  for (int i = threadIdx.y * 32 + threadIdx.x; i < numbers; i += 32 * warps) {
+    const int64_t c = blockIdx.x % across * columns<T> + i % columns<T>;
+    float sum = 0;
+#pragma unroll
+    for (int tile_ = 0; tile_ < warps; ++tile_) sum += parts[tile_ * numbers + i];
+    if (c < p.in.channels) p.partial[(row * (width + 1) + i / columns<T>) * p.in.channels + c] = sum;
   }
 }
 
@@ -187,7 +223,7 @@ __global__ void plain_sums(Backward<T> p, const float* g) {
   const int64_t k = i / in.channels % (in.width + 1), row = i / in.channels / (in.width + 1);
   if (row >= p.rows) return;
   float sum = 0;
-  for (int64_t each = row * lanes; g != nullptr && each < min((row + 1) * lanes, in.batch * p.tiles); ++each) {
+  for (int64_t each = row * warps; g != nullptr && each < min((row + 1) * warps, in.batch * p.tiles); ++each) {
     const int64_t b = each / p.tiles, begin = each % p.tiles * tile, end = min(in.time, begin + tile);
     int64_t taps = in.taps(b, begin - 1);
     for (int64_t t = begin; t < end; ++t) {
@@ -197,35 +233,52 @@ __global__ void plain_sums(Backward<T> p, const float* g) {
       else if (k < taps) sum = fmaf(now, value(*in.input(b, t - k, c)), sum);
     }
   }
-  const int64_t at = row * in.channels + c;
-  if (k < in.width && p.dweight != nullptr) p.dweight[at * in.width + in.width - 1 - k] = sum;
-  if (k == in.width && p.dbias != nullptr) p.dbias[at] = sum;
+  p.partial[i] = sum;
+}
+
+// Adds up the rows of partial sums, in order, a warp every eighth.
+struct Parameters {
+  const float* partial;
+  int64_t rows, channels, width;
+  Rows<float> dweight, dbias;  // or null
+  bool add_to_dweight, add_to_dbias;
+};
+constexpr int sharers = 8;
+
+__global__ void __launch_bounds__(32 * sharers) add_up(Parameters p) {
+  __shared__ float parts[sharers][32];
+  const int64_t numbers = (p.width + 1) * p.channels, i = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t row = threadIdx.y; row < p.rows; row += sharers)
+    if (i < numbers) sum += p.partial[row * numbers + i];
+  parts[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || i >= numbers) return;
+#pragma unroll
+  for (int k = 1; k < sharers; ++k) sum += parts[k][threadIdx.x];
+  const int64_t k = i / p.channels, c = i % p.channels;
+  const Rows<float>& to = k < p.width ? p.dweight : p.dbias;
+  if (!to) return;
+  float* const at = k < p.width ? to(c, p.width - 1 - k) : to(0, c);
+  const bool add = k < p.width ? p.add_to_dweight : p.add_to_dbias;
+  *at = add ? *at + sum : sum;
 }
 
 template <class T>
 void run(Cuda on, const Backward<T>& p) {
-  const int64_t channels = p.in.channels, across = (channels + columns - 1) / columns;
+  const int64_t channels = p.in.channels, across = (channels + columns<T> - 1) / columns<T>;
   if (p.can_walk())
-    return with_width(p.in.width, [&](auto width) {
-      launch(walk<T, width()>, blocks(p.rows * across, 1), dim3(32, lanes), 0, on, p);
+    return with_shape(p.in.width, p.in.silu, [&](auto width, auto with_silu) {
+      launch(walk<T, width(), with_silu()>, blocks(p.rows * across, 1), dim3(32, warps), 0, on, p);
     });
   const Tensor g = p.dy ? Tensor({p.in.batch * p.in.time, channels}, DType::f32, Device::cuda) : Tensor();
   float* const to = g ? g.data<float>() : nullptr;
   if (g) launch(plain_g<T>, blocks(g.count(), threads), threads, 0, on, p, to);
   const int64_t inputs = p.in.batch * (p.in.time + p.in.width - 1);
   launch(plain_dx<T>, blocks(inputs * channels, threads), threads, 0, on, p, to);
-  if (p.dweight != nullptr || p.dbias != nullptr)
+  if (p.partial != nullptr)
     launch(plain_sums<T>, blocks(p.rows * (p.in.width + 1) * channels, threads), threads, 0, on, p, to);
-}
-
-// Sums partial sums into a slot, whose rows may lie apart.
-void add_up(Cuda on, const Tensor& partial, const Slot& slot) {
-  const Tensor& to = slot.tensor;
-  const Tensor sum = to.contiguous() ? to : Tensor(to.shape(), DType::f32, Device::cuda);
-  sum_rows(on, partial, sum.reshape({sum.count()}), to.contiguous() && slot.accumulate);
-  if (to.contiguous()) return;
-  if (slot.accumulate) accumulate(on, sum, to);
-  else copy(sum, to);
 }
 
 }  // namespace
@@ -234,17 +287,18 @@ void causal_conv1d_backward(Cuda on, const CausalConv1d& conv, const Tensor& dy,
                             const CausalConv1dGradients& to) {
   with_gpu_float("CausalConv1d", conv.x.dtype(), [&]<class T>(T) {
     const Operands<T> in(conv);
-    const int64_t tiles = in.tiles(), rows = (in.batch * tiles + lanes - 1) / lanes;
-    const auto partial = [&](const Slot& slot, int64_t width) {
-      return slot.tensor ? Tensor({rows, in.channels * width}, DType::f32, Device::cuda) : Tensor();
-    };
-    const Tensor dweight = partial(to.weight, in.width), dbias = partial(to.bias, 1);
+    const int64_t tiles = in.tiles(), rows = (in.batch * tiles + warps - 1) / warps, numbers = in.width + 1;
+    const bool parameters = to.weight.tensor || to.bias.tensor;
+    const Tensor sums = parameters ? Tensor({rows, numbers, in.channels}, DType::f32, Device::cuda) : Tensor();
+    float* const partial = sums ? sums.data<float>() : nullptr;
     run(on, Backward<T>{.in = in, .dy = Rows<const T>(dy), .dfinal = Rows<const T>(dfinal_state),
                         .dx = Rows<T>(to.x.tensor), .dstate = Rows<T>(to.initial_state),
-                        .add_to_dx = to.x.accumulate, .dweight = dweight ? dweight.data<float>() : nullptr,
-                        .dbias = dbias ? dbias.data<float>() : nullptr, .tiles = tiles, .rows = rows});
-    if (dweight) add_up(on, dweight, to.weight);
-    if (dbias) add_up(on, dbias, to.bias);
+                        .add_to_dx = to.x.accumulate, .partial = partial, .tiles = tiles, .rows = rows});
+    if (!parameters) return;
+    launch(add_up, blocks(numbers * in.channels, 32), dim3(32, sharers), 0, on,
+           Parameters{.partial = partial, .rows = rows, .channels = in.channels, .width = in.width,
+                      .dweight = Rows<float>(to.weight.tensor), .dbias = Rows<float>(to.bias.tensor),
+                      .add_to_dweight = to.weight.accumulate, .add_to_dbias = to.bias.accumulate});
   });
 }
 

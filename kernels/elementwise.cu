@@ -1,4 +1,5 @@
-// Cost: every operand is read once and every result written once; arithmetic stays below the memory's pace. Floor: the
+// Cost: every operand is read once and every result written once, 64 bytes of an operand a thread, so that at any time
+// 64 KB or more are on their way to a processor; arithmetic stays below the memory's pace. Floor: the
 // bytes at memory speed, for example SiluMultiply backward in bf16: 3 in, 2 out, 10 bytes an element.
 #include "adder/kernels/elementwise.h"
 
@@ -9,32 +10,39 @@
 namespace adder {
 namespace {
 
-constexpr int threads = 256;
+constexpr int threads = 256, pieces = 4;  // pieces of a thread, all on their way before the first is used
 
-// y = f(x...), or y += f(x...); a piece for each thread.
+// y = f(x...), or y += f(x...). In place too: a thread writes only where it has read.
 template <class T, class F, class... X>
 __global__ void map(F f, Elements<T> y, bool add, X... x) {
-  constexpr int n = Elements<T>::n;
-  const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) * n, end = y.count();
-  if (i >= end) return;
-  float in[sizeof...(X)][n], out[n];
-  int k = 0;
-  (x.load(i, end, in[k++]), ...);
+  constexpr int n = Elements<T>::n, step = threads * n;
+  const int64_t first = int64_t{blockIdx.x} * pieces * step + threadIdx.x * n, end = y.count();
+  Lanes<T> in[pieces][sizeof...(X)];
 #pragma unroll
-  for (int j = 0; j < n; ++j) {
-    if constexpr (sizeof...(X) == 1) out[j] = f(in[0][j]);
-    else out[j] = f(in[0][j], in[1][j]);
+  for (int k = 0; k < pieces; ++k) {
+    int operand = 0;
+    if (const int64_t i = first + k * step; i < end) ((in[k][operand++] = x.load(i, end)), ...);
   }
-  y.put(i, end, out, add);
+#pragma unroll
+  for (int k = 0; k < pieces; ++k) {
+    const int64_t i = first + k * step;
+    if (i >= end) return;
+    float out[n];
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      if constexpr (sizeof...(X) == 1) out[j] = f(in[k][0][j]);
+      else out[j] = f(in[k][0][j], in[k][1][j]);
+    }
+    y.put(i, end, out, add);
+  }
 }
-
 
 template <class F, class... X>
 void run(const char* op, Cuda on, F f, const Slot& y, const X&... x) {
   with_gpu_float(op, y.tensor.dtype(), [&]<class T>(T) {
     constexpr int n = Elements<T>::n;
     const auto elements = [](const Tensor& t) { return Elements<T>(t); };
-    launch(map<T, F, decltype(elements(x))...>, blocks(y.tensor.count(), threads * n), threads, 0, on, f,
+    launch(map<T, F, decltype(elements(x))...>, blocks(y.tensor.count(), pieces * threads * n), threads, 0, on, f,
            Elements<T>(y.tensor), y.accumulate, elements(x)...);
   });
 }

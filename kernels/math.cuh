@@ -4,10 +4,11 @@
 
 namespace adder::math {
 
-/// 1 / x, within 1 ulp: division would take more time than the memory of the kernels here.
+/// 1 / x, within 1 ulp: division would take more time than the memory of the kernels here. 0 where it is below 2^-126,
+/// which spares four instructions.
 __device__ inline float reciprocal(float x) {
   float y;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

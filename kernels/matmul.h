@@ -3,7 +3,10 @@
 
 #include "adder/core/grads.h"
 
+#include <functional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 namespace adder {
 
@@ -20,6 +23,14 @@ void multiply(Cpu, const Product& p);
 /// The algorithm, and so every bit, is a function of the shapes alone.
 void multiply(Cuda on, const Product& p);
 void multiply(const Product& p);
+
+/// One of the algorithms that cuBLASLt proposes for a product.
+struct ProductWay {
+  std::string name;
+  std::function<void()> multiply;
+};
+/// For measurements: all of them, however they add, of which multiply() takes one.
+std::vector<ProductWay> ways_to_multiply(Cuda on, const Product& p);
 
 /// Whether f32 products on the GPU may round their factors to TF32 (10 bits of mantissa): false unless allowed.
 void allow_tf32(bool allowed);

@@ -89,6 +89,24 @@ Operation operation_of(const Product& p) {
   return operation;
 }
 
+using Proposal = cublasLtMatmulHeuristicResult_t;
+
+// The numbers are those of cublasLt.h.
+std::string to_string(const Proposal& way) {
+  const auto read = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, auto value) {
+    size_t size = 0;
+    return cublasLtMatmulAlgoConfigGetAttribute(&way.algo, attribute, &value, sizeof value, &size) ==
+                   CUBLAS_STATUS_SUCCESS ? static_cast<int64_t>(value) : -1;
+  };
+  return fmt::format("algorithm {} tile {} stages {} cluster {} splits {} scheme {} custom {}, {:.2f} waves",
+                     read(CUBLASLT_ALGO_CONFIG_ID, int32_t{}), read(CUBLASLT_ALGO_CONFIG_TILE_ID, uint32_t{}),
+                     read(CUBLASLT_ALGO_CONFIG_STAGES_ID, uint32_t{}),
+                     read(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, uint16_t{}),
+                     read(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t{}),
+                     read(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t{}),
+                     read(CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, uint32_t{}), way.wavesCount);
+}
+
 class Products {
  public:
   Products() {
@@ -99,7 +117,25 @@ class Products {
 
   void run(Cuda on, const Product& p, const ProductSizes& s) {
     const std::lock_guard lock(mutex_);
-    const Plan& plan = plan_of(p, s);
+    run(on, p, plan_of(p, s));
+  }
+
+  std::vector<ProductWay> ways(Cuda on, const Product& p, const ProductSizes& s) {
+    const std::lock_guard lock(mutex_);
+    std::vector<ProductWay> all;
+    for (const auto& way : proposals(described(p, s), p, CUBLASLT_REDUCTION_SCHEME_MASK, 32)) {
+      const auto plan = std::make_shared<Plan>(described(p, s));
+      plan->algorithm = way.algo;
+      all.push_back({to_string(way), [this, on, p, plan] {
+                       const std::lock_guard again(mutex_);
+                       run(on, p, *plan);
+                     }});
+    }
+    return all;
+  }
+
+ private:
+  void run(Cuda on, const Product& p, const Plan& plan) {
     if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.address());
     const float alpha = static_cast<float>(p.alpha), beta = static_cast<float>(p.beta);
     check(cublasLtMatmul(handle_.get(), plan.operation.get(), &alpha, p.b.address(), plan.b.get(), p.a.address(),
@@ -107,7 +143,6 @@ class Products {
                          &plan.algorithm, workspace_.address(), workspace_bytes, on.stream), "cuBLASLt product");
   }
 
- private:
   // All that the choice of an algorithm depends on.
   using Key = std::array<int64_t, 13>;
 
@@ -117,36 +152,49 @@ class Products {
     const Key key{s.batch,      s.m, s.n, s.k, s.stride_a, s.stride_b, s.stride_c, kind, alignment(p.a), alignment(p.b),
                   alignment(p.c), p.bias ? alignment(p.bias) : 0, p.beta != 0};
     auto found = plans_.find(key);
-    if (found == plans_.end()) found = plans_.emplace(key, new_plan(p, s)).first;
+    if (found == plans_.end()) found = plans_.emplace(key, first_proposed(p, s)).first;
     return found->second;
   }
 
-  Plan new_plan(const Product& p, const ProductSizes& s) {
+  // Without an algorithm.
+  Plan described(const Product& p, const ProductSizes& s) const {
     Plan plan{operation_of(p), layout_of(p.a, s.stride_a, s.batch), layout_of(p.b, s.stride_b, s.batch),
               layout_of(p.c, s.stride_c, s.batch), {}};
     if (p.bias) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.address());
+    return plan;
+  }
+
+  Plan first_proposed(const Product& p, const ProductSizes& s) const {
+    Plan plan = described(p, s);
+    // Split sums may be added in a step of their own, in f32, but never into the result as they come.
+    const auto found = proposals(plan, p, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, 1);
+    adder::check(!found.empty(), "multiply: cuBLASLt has no algorithm for a {} {} times b {} {} into c {} {}",
+                 name(p.a.dtype()), adder::to_string(p.a.shape()), name(p.b.dtype()), adder::to_string(p.b.shape()),
+                 name(p.c.dtype()), adder::to_string(p.c.shape()));
+    plan.algorithm = found[0].algo;
+    return plan;
+  }
+
+  // What cuBLASLt expects to be fastest, first that; split sums added by one of the `schemes`.
+  std::vector<Proposal> proposals(const Plan& plan, const Product& p, uint32_t schemes, int most) const {
     cublasLtMatmulPreference_t handle = nullptr;
     check(cublasLtMatmulPreferenceCreate(&handle), "cuBLASLt preference");
     const Preference preference(handle);
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_bytes});
-    // Split sums may be added in a step of their own, in f32, but never into the result as they come.
-    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+    set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
     const auto bytes = [](const Tensor& t) { return static_cast<uint32_t>(alignment(t)); };
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, bytes(p.b));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, bytes(p.a));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, bytes(p.c));
     set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, bytes(p.c));
-    cublasLtMatmulHeuristicResult_t best{};
+    std::vector<Proposal> found(static_cast<size_t>(most));
     int count = 0;
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan.operation.get(), plan.b.get(), plan.a.get(), plan.c.get(),
-                                       plan.c.get(), preference.get(), 1, &best, &count);
-    adder::check(status == CUBLAS_STATUS_SUCCESS && count == 1 && best.state == CUBLAS_STATUS_SUCCESS,
-                 "multiply: cuBLASLt has no algorithm for a {} {} times b {} {} into c {} {}", name(p.a.dtype()),
-                 to_string(p.a.shape()), name(p.b.dtype()), to_string(p.b.shape()), name(p.c.dtype()),
-                 to_string(p.c.shape()));
-    plan.algorithm = best.algo;
-    return plan;
+                                       plan.c.get(), preference.get(), most, found.data(), &count);
+    found.resize(status == CUBLAS_STATUS_SUCCESS ? static_cast<size_t>(count) : 0);
+    std::erase_if(found, [](const Proposal& x) { return x.state != CUBLAS_STATUS_SUCCESS; });
+    return found;
   }
 
   Handle handle_;
@@ -176,5 +224,7 @@ void multiply(Cuda on, const Product& p) {
   }
   products().run(on, p, s);
 }
+
+std::vector<ProductWay> ways_to_multiply(Cuda on, const Product& p) { return products().ways(on, p, sizes_of(p)); }
 
 }  // namespace adder

@@ -169,29 +169,45 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
   return found;
 }
 
-/// One line for each collective: microseconds and GB of tensor a second, by size.
-void show_collectives(Run& run) {
+/// One line for each collective: microseconds and GB of tensor a second, by size. Between GPUs the bus bandwidth, as
+/// NCCL's own tests count it: bytes that each GPU must send, or receive, a second. So figures of any number of GPUs
+/// stand beside the speed of their links.
+void show_collectives(Run& run, Device device) {
   const Communicator& world = run.mesh().world;
-  const std::vector<int64_t> sizes{1 << 12, 1 << 18, 1 << 24};  // bytes
-  std::string title = fmt::format("{:<16}", "collective");
+  const bool gpus = device == Device::cuda;
+  const std::vector<int64_t> sizes{1 << 12, gpus ? 1 << 22 : 1 << 18, gpus ? 1 << 28 : 1 << 24};  // bytes
+  std::string title = fmt::format("{:<16}", gpus ? "GPU to GPU (bus)" : "collective");
   for (const int64_t bytes : sizes)
-    title += fmt::format("{:>24}",
+    title += fmt::format("{:>25}",
                          bytes < 1 << 20 ? fmt::format("{} KiB", bytes >> 10) : fmt::format("{} MiB", bytes >> 20));
   run.say(title);
   using Call = std::function<void(const Tensor& whole, const Tensor& part, const Tensor& other)>;
-  const std::vector<std::pair<std::string, Call>> calls{
-      {"all_reduce", [&](const Tensor& x, const Tensor&, const Tensor&) { world.all_reduce(x); }},
-      {"all_gather", [&](const Tensor& x, const Tensor& part, const Tensor&) { world.all_gather(part, x); }},
-      {"reduce_scatter", [&](const Tensor& x, const Tensor& part, const Tensor&) { world.reduce_scatter(x, part); }},
-      {"broadcast", [&](const Tensor& x, const Tensor&, const Tensor&) { world.broadcast(x); }},
-      {"shift", [&](const Tensor& x, const Tensor&, const Tensor& other) { world.shift(x, other, 1, Ends::ring); }}};
-  for (const auto& [name, call] : calls) {
+  struct Collective {
+    std::string name;
+    double sent;  // by each rank, in sizes of the whole tensor
+    Call call;
+  };
+  const double others = static_cast<double>(world.size() - 1) / static_cast<double>(world.size());
+  const std::vector<Collective> all{
+      {"all_reduce", 2 * others, [&](const Tensor& x, const Tensor&, const Tensor&) { world.all_reduce(x); }},
+      {"all_gather", others, [&](const Tensor& x, const Tensor& part, const Tensor&) { world.all_gather(part, x); }},
+      {"reduce_scatter", others,
+       [&](const Tensor& x, const Tensor& part, const Tensor&) { world.reduce_scatter(x, part); }},
+      {"broadcast", 1, [&](const Tensor& x, const Tensor&, const Tensor&) { world.broadcast(x); }},
+      {"shift", 1, [&](const Tensor& x, const Tensor&, const Tensor& other) { world.shift(x, other, 1, Ends::ring); }}};
+  const int calls = gpus ? 10 : 1;  // as in a training, where the host does not wait for each
+  for (const auto& [name, sent, call] : all) {
     std::string line = fmt::format("{:<16}", name);
     for (const int64_t bytes : sizes) {
-      const int64_t n = bytes / 4 / world.size();
-      const Tensor whole = full({n * world.size()}, 1), part = full({n}, 1), other = empty_like(whole);
-      const double time = seconds(world, [&] { call(whole, part, other); });
-      line += fmt::format("{:>11.0f} us {:>5.2f} GB/s", time * 1e6, static_cast<double>(bytes) / time / 1e9);
+      const int64_t n = std::max<int64_t>(64, bytes / 4 / world.size() / 64 * 64);  // parts are aligned
+      const Tensor whole = zeros({n * world.size()}, DType::f32, device), part = zeros({n}, DType::f32, device),
+                   other = empty_like(whole);
+      const double time = seconds(world, [&] {
+        for (int i = 0; i < calls; ++i) call(whole, part, other);
+        if (gpus) synchronize();
+      }) / calls;
+      line += fmt::format("{:>11.0f} us {:>6.2f} GB/s", time * 1e6,
+                          (gpus ? sent : 1) * static_cast<double>(4 * whole.count()) / time / 1e9);
     }
     run.say(line);
   }
@@ -201,12 +217,9 @@ void show_collectives(Run& run) {
 
 int main(int argc, char** argv) try {
   Run run(argc, argv,
-          Flags("Looks at the processes of a run: hosts, cores, threads, speed of memory, products and collectives, "
-                "and what is wrong.",
-                "./adder -n 4 doctor"),
-          {.device = "cpu"});
-  check_usage(run.device() == Device::cpu,
-              "--device cuda: the doctor measures processors; it lists the GPUs");
+          Flags("Looks at the processes of a run: hosts, cores, threads, GPUs, speed of memory, products on processors "
+                "and collectives, and what is wrong.",
+                "./adder -n 4 doctor"));
   const Communicator& world = run.mesh().world;
   std::vector<Rank> ranks;
   for (const std::string& text : world.exchange(examine(world).text())) ranks.push_back(Rank::parse(text));
@@ -222,9 +235,13 @@ int main(int argc, char** argv) try {
                         fmt::format("{} ({})", ranks[r].cores, ranks[r].affinity), ranks[r].threads, ranks[r].memory,
                         ranks[r].flops, ranks[r].processor));
   run.say("");
-  if (world.size() > 1) show_collectives(run);
+  if (world.size() > 1) show_collectives(run, Device::cpu);
   else run.say("one process: ./adder -n 4 doctor looks at four, and at how fast they talk");
   run.say("");
+  if (world.size() > 1 && run.device() == Device::cuda) {
+    show_collectives(run, Device::cuda);
+    run.say("");
+  }
   const auto found = faults(ranks);
   for (const std::string& fault : found) run.say("wrong: " + fault);
   if (found.empty()) run.say("nothing is wrong");

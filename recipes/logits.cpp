@@ -31,7 +31,8 @@ Flags flags(Options& o) {
             {.required = true});
   flags.add("out", o.out, "HDF5 file to write");
   flags.add("norm-groups", o.norm_groups,
-            "groups of the gated norm; 0: those of B and C; 1: as transformers before 5.23", {.min = 0});
+            "groups of the gated norm; 0: those of B and C, but one if transformers before 5.23 wrote config.json",
+            {.min = 0});
   return flags;
 }
 

@@ -413,8 +413,14 @@ CausalConv1d at(const Place& place, CausalConv1d conv) {
           .final_state = conv.final_state};
 }
 
-// Against f64, x `lead` channels into wider rows. Gradients are also added to.
-void check_place(const Place& place, const CausalConv1d& conv, int64_t lead, bool use_y = true) {
+// Against f64, x `lead` channels into wider rows. Gradients of the parameters and the state are also added to.
+struct Check {
+  int64_t lead = 8;
+  bool use_y = true;
+  bool add_to_x = true;
+};
+void check_place(const Place& place, const CausalConv1d& conv, const Check& o = {}) {
+  const int64_t lead = o.lead;
   const int64_t channels = conv.x.size(2);
   const Tensor wide = random_normal(conv.x.shape().with(-1, channels + 2 * lead), 7);
   const auto f = [&](std::span<const Tensor> t) {
@@ -422,7 +428,7 @@ void check_place(const Place& place, const CausalConv1d& conv, int64_t lead, boo
     CausalConv1d op{.x = parts[1], .weight = t[1], .bias = t[2], .initial_state = t[3],
                     .document = to_device(conv.document, t[0].device()), .silu = conv.silu, .final_state = true};
     const auto [y, final] = apply(std::move(op));
-    return std::vector{use_y ? y : Tensor(), final, parts[0], parts[1], t[1], t[2], t[3]};
+    return std::vector{o.use_y ? y : Tensor(), final, parts[0], o.add_to_x ? parts[1] : Tensor(), t[1], t[2], t[3]};
   };
   const auto single = [](const Tensor& t) { return t ? to(t, DType::f32) : t; };
   INFO("width " << conv.weight.size(1) << " time " << conv.x.size(1) << " channels " << channels);
@@ -437,22 +443,80 @@ TEST_CASE("causal_conv1d: every backend agrees with f64 at every width and optio
   const Options o{.bias = GENERATE(false, true), .state = GENERATE(false, true), .documents = GENERATE(false, true),
                   .silu = GENERATE(false, true)};
   for (const int64_t width : {1, 2, 3, 4, 6}) {
-    check_place(place, make(2, 7, 8, width, o), 4);
-    check_place(place, make(2, 7, 5, width, o), 3);
+    check_place(place, make(2, 7, 8, width, o), {.lead = 8});
+    check_place(place, make(2, 7, 8, width, o), {.lead = 4});
+    check_place(place, make(2, 7, 5, width, o), {.lead = 3});
+    check_place(place, make(1, 69, 8, width, o), {.add_to_x = false});
   }
+}
+
+TEST_CASE("causal_conv1d: a document may begin anywhere in a tile on every backend", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(2, 3, 4), time = 131;
+  // Around the edges of groups of 4 tokens, of halves of a tile of 64 and of tiles; one or two of them in a sequence.
+  const std::array begins{1, 2, 4, 7, 31, 32, 35, 61, 62, 63, 64, 65, 66, 67, 68, 127, 128, 129, 130};
+  const auto sequences = static_cast<int64_t>(2 * begins.size());
+  CausalConv1d conv = make(sequences, time, 8, width);
+  for (int64_t i = 0; i < sequences * time; ++i) {
+    const int64_t b = i / time, t = i % time, begin = begins[static_cast<size_t>(b / 2)];
+    conv.document.data<int32_t>()[i] = t >= begin && (b % 2 == 0 || t < begin + 5) ? 9 : 8;
+  }
+  check_place(place, conv, {.add_to_x = false});
+  check_place(place, conv);
 }
 
 TEST_CASE("causal_conv1d: every backend agrees with f64 at short, odd and production sizes", "[gpu]") {
   const Place place = GENERATE(from_range(places()));
-  // One token past a tile, one tile past a block of them, one piece past a block of channels, fewer tokens than taps.
-  for (const auto& [batch, time, channels] : {std::tuple{1, 1, 4}, {3, 2, 8}, {2, 65, 12}, {3, 131, 132}, {2, 131, 7}})
+  // One token past a tile, one tile past a block of them, one piece past a block of channels, fewer tokens than taps;
+  // with and without whole pieces of 16 bytes.
+  for (const auto& [batch, time, channels] : {std::tuple{1, 1, 4}, {1, 1, 8}, {3, 2, 8}, {2, 65, 12}, {2, 65, 16},
+                                              {3, 131, 132}, {3, 131, 264}, {1, 321, 24}, {2, 131, 7}})
     for (const int64_t width : {2, 4, 5}) {
-      check_place(place, make(batch, time, channels, width), 8);
-      check_place(place, make(batch, time, channels, width), 8, false);  // a gradient of the final state alone
+      check_place(place, make(batch, time, channels, width));
+      check_place(place, make(batch, time, channels, width), {.add_to_x = false});
+      check_place(place, make(batch, time, channels, width), {.use_y = false});  // a gradient of the final state alone
     }
-  check_place(place, make(1, 150, 3, 140, {.documents = false}), 4);
-  check_place(place, make(2, 512, 1792, 4), 8);
-  check_place(place, make(2, 512, 1792, 4, {.bias = true, .state = false, .documents = false, .silu = true}), 8);
+  check_place(place, make(1, 150, 3, 140, {.documents = false}), {.lead = 4});
+  check_place(place, make(2, 512, 1792, 4));
+  check_place(place, make(2, 512, 1792, 4, {.bias = true, .state = false, .documents = false, .silu = true}),
+              {.add_to_x = false});
+}
+
+TEST_CASE("causal_conv1d: rows of the weight and of its gradient may lie apart on every backend", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(2, 4), channels = GENERATE(7, 8), lead = GENERATE(1, 4);
+  const CausalConv1d conv = at(place, make(2, 70, channels, width));
+  const Tensor dy = to_device(random_normal(conv.x.shape(), 5, 1, 0, place.type), place.device);
+  const auto expected = gradients(conv, dy, {});
+  const auto apart = [&](const Tensor& t) {
+    const Tensor view =
+        to_device(full({channels, 2 * lead + width}, 7, DType::f32), place.device).slice_last(lead, lead + width);
+    copy(t, view);
+    return view;
+  };
+  const Tensor dweight = apart(conv.weight), dbias = clone(conv.bias), twice = clone(expected[1]);
+  accumulate(expected[1], twice);
+  CausalConv1d op = conv;
+  op.weight = leaf(apart(conv.weight), dweight);
+  op.bias = leaf(conv.bias, dbias);
+  backward(apply(op), std::array{dy, Tensor()});
+  CHECK(bitwise_equal(contiguous(dweight), expected[1]));
+  CHECK(bitwise_equal(dbias, expected[2]));
+  backward(apply(op), std::array{dy, Tensor()});
+  CHECK(bitwise_equal(contiguous(dweight), twice));
+}
+
+TEST_CASE("causal_conv1d: walkers and plain kernels give the same y, bit for bit", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t width = GENERATE(2, 3, 4);
+  for (const bool silu : {false, true}) {
+    const CausalConv1d conv = at(place, make(2, 69, 16, width, {.silu = silu}));
+    CausalConv1d shifted = conv;  // its rows are not whole pieces
+    const Tensor wide = to_device(random_normal({2, 69, 19}, 9, 1, 0, place.type), place.device);
+    shifted.x = wide.slice_last(1, 17);
+    copy(conv.x, shifted.x);
+    CHECK(bitwise_equal(apply(shifted)[0], apply(conv)[0]));
+  }
 }
 
 TEST_CASE("causal_conv1d: no token at all on every backend", "[gpu][small]") {

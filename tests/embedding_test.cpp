@@ -91,11 +91,11 @@ void check_place(const Place& place, int64_t channels, int64_t vocabulary, const
 
 TEST_CASE("embedding: every backend agrees with f64", "[gpu]") {
   const Place place = GENERATE(from_range(places()));
-  check_place(place, GENERATE(1, 5, 64, 264), GENERATE(3, 37), {7, 300});  // often: more than a warp sums
+  check_place(place, GENERATE(1, 5, 64, 264), GENERATE(3, 37, 256, 700), {7, 300});  // often, or not at all
 }
 
 TEST_CASE("embedding: every backend agrees with f64 on few tokens", "[gpu][small]") {
-  check_place(GENERATE(from_range(places())), GENERATE(5, 264), 3, {2, 150});
+  check_place(GENERATE(from_range(places())), GENERATE(5, 264), GENERATE(3, 257), {2, 150});
 }
 
 TEST_CASE("embedding: on the GPU a token outside the vocabulary gives NaN and takes no gradient", "[gpu][small]") {

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The recipes export and logits as their user meets them: a trained model goes out in both forms and runs from there.
+# The recipes export and logits as their user meets them: a trained model goes out in both forms and gives the logits
+# that it gives in its run folder.
 source "$(dirname "$0")/script.sh"
+same_logits=$build_folder/tests/adder_same_logits
 
 "$recipes/train" --text "$source_folder/core" --steps 2 --batch 2 --micro-batch 2 --time 32 --layers 2 --d-model 32 \
   --d-state 8 --head-dim 16 --groups 2 --no-tied --validation-share 0.2 --out run >train.log
@@ -12,8 +14,13 @@ for form in transformers state-spaces; do
   diff -r "$form" "$form-again" || fault "$form: two exports of one run differ"
   "$recipes/logits" --model "$form" --tokens ids.txt --out "$form.h5" >logits.log
   grep -q 'logits of 2 sequences' logits.log || fault "$form: $(cat logits.log)"
-  [[ $(head -c 4 "$form.h5" | tail -c 3) == HDF ]] || fault "$form.h5 is no HDF5 file"
+  "$same_logits" run ids.txt "$form.h5" || fault "$form: other logits than the run's"
 done
+# Numbers of another model, or of other tokens, are told from these.
+"$recipes/logits" --model transformers --tokens ids.txt --norm-groups 1 --out other.h5 >logits.log
+! "$same_logits" run ids.txt other.h5 2>/dev/null || fault "another norm gives the same logits"
+printf '1 2 3 255\n0\n' >other.txt
+! "$same_logits" run other.txt transformers.h5 2>/dev/null || fault "other tokens give the same logits"
 grep -q '"model_type": "mamba2"' transformers/config.json ||
   fault "transformers/config.json: $(cat transformers/config.json)"
 grep -q '"ngroups": 2' state-spaces/config.json ||

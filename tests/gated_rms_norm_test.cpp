@@ -156,7 +156,8 @@ void check_place(const Place& place, const Shape& shape, int64_t groups, bool no
 
 TEST_CASE("gated_rms_norm: every backend agrees with f64, in groups, gate or norm first", "[gpu][small]") {
   const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{1, 1}, 1}, {Shape{3, 7}, 1}, {Shape{5, 34}, 2},
-                                                               {Shape{65, 24}, 3}, {Shape{2, 17, 512}, 1}}));
+                                                               {Shape{65, 24}, 3}, {Shape{2, 17, 512}, 1},
+                                                               {Shape{5, 8448}, 1056}}));  // two rows a block
   const Place place = GENERATE(from_range(places()));
   const bool norm_first = GENERATE(false, true);
   check_place(place, shape, groups, norm_first);
@@ -165,9 +166,10 @@ TEST_CASE("gated_rms_norm: every backend agrees with f64, in groups, gate or nor
 TEST_CASE("gated_rms_norm: every backend agrees with f64 at odd and production sizes", "[gpu]") {
   // One row past a block's on the GPU; one channel past a thread's piece or pieces, in bf16 and f32; wide rows.
   const auto [shape, groups] = GENERATE(table<Shape, int64_t>({{Shape{4225, 40}, 1}, {Shape{2113, 48}, 2},
-                                                               {Shape{2, 257}, 1}, {Shape{3, 513}, 1},
+                                                               {Shape{2113, 257}, 1}, {Shape{3, 513}, 1},
                                                                {Shape{2, 769}, 1}, {Shape{3, 776}, 1},
-                                                               {Shape{2, 6145}, 1}, {Shape{2, 512, 1536}, 1}}));
+                                                               {Shape{2, 6145}, 1}, {Shape{2, 8200}, 1},
+                                                               {Shape{2, 512, 1536}, 1}, {Shape{265, 4096}, 1}}));
   const Place place = GENERATE(from_range(places()));
   const bool norm_first = GENERATE(false, true);
   check_place(place, shape, groups, norm_first);

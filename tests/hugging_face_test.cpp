@@ -82,30 +82,35 @@ double error_on(const LanguageModel& model, const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("hugging face: logits are those of transformers") {
+const std::vector<std::string> all_fixtures{"tied", "groups_2", "groups_4_biases", "plain_conv", "ungrouped_norm"};
+
+TEST_CASE("hugging face: logits are those of the transformers that wrote the model, before 5.23 and since") {
   // Measured: at most 5e-7, in f64 too, so it is theirs: what fp32 leaves of a model of this size.
   const double rounding = 5e-6;
-  for (const std::string name : {"tied", "groups_2", "groups_4_biases", "plain_conv"}) {
+  for (const std::string& name : all_fixtures) {
     CAPTURE(name);
     CHECK(error_on(read(fixtures + name).model, name) < rounding);
     CHECK(error_on(read(fixtures + name, DType::f64).model, name) < rounding);
   }
 }
 
-TEST_CASE("hugging face: norm_groups 1 gives the logits of transformers before 5.23, whose norm knew no groups") {
-  LanguageModelOptions o = hugging_face::read_options(fixtures + "ungrouped_norm");
-  for (const int64_t norm_groups : {0, 1}) {
-    o.mixer.norm_groups = norm_groups;
-    const Built b(o);
-    hugging_face::read_weights(fixtures + "ungrouped_norm", b.params, b.model);
-    const double error = error_on(b.model, "ungrouped_norm");
-    CAPTURE(norm_groups, error);
-    CHECK((error < 5e-6) == (norm_groups == 1));
+TEST_CASE("hugging face: norm_groups may be set against what config.json says") {
+  for (const std::string name : {"groups_2", "ungrouped_norm"}) {
+    LanguageModelOptions o = hugging_face::read_options(fixtures + name);
+    const int64_t right = o.mixer.norm_groups;
+    for (const int64_t norm_groups : {int64_t{1}, o.mixer.groups}) {
+      o.mixer.norm_groups = norm_groups;
+      const Built b(o);
+      hugging_face::read_weights(fixtures + name, b.params, b.model);
+      const double error = error_on(b.model, name);
+      CAPTURE(name, norm_groups, error);
+      CHECK((error < 5e-6) == (norm_groups == right));
+    }
   }
 }
 
 TEST_CASE("hugging face: a fixture that is written again holds the same tensors, bit for bit") {
-  for (const std::string name : {"tied", "groups_2", "groups_4_biases", "plain_conv"}) {
+  for (const std::string& name : all_fixtures) {
     CAPTURE(name);
     const TemporaryFolder folder;
     write(folder / "copy", read(fixtures + name), Form::transformers);
@@ -194,6 +199,8 @@ TEST_CASE("hugging face: both forms give back every parameter, bit for bit") {
   check_form(o, Form::transformers);
   o.mixer.dt_max = std::numeric_limits<double>::infinity();
   check_form(o, Form::transformers);
+  o.mixer.norm_groups = 1;
+  check_form(o, Form::transformers);
 }
 
 TEST_CASE("hugging face: what a form cannot say is not written") {
@@ -207,8 +214,9 @@ TEST_CASE("hugging face: what a form cannot say is not written") {
   refused(models[3], Form::transformers, "cannot say d_ssm 12 of 24 channels");
   refused(models[4], Form::transformers, "cannot say rms_norm = false");
   LanguageModelOptions o = tiny();
+  o.mixer.norm_groups = 2;
+  refused(o, Form::transformers, "cannot say norm_groups 2 with groups 3");
   o.mixer.norm_groups = 1;
-  refused(o, Form::transformers, "cannot say norm_groups 1 with groups 3");
   refused(o, Form::state_spaces, "cannot say norm_groups 1 with groups 3");
   o = tiny();
   o.eps = 1e-3;
@@ -245,6 +253,33 @@ TEST_CASE("hugging face: a config.json is read as Python writes it; absent field
   CHECK(authors.mixer.heads() == 24);
 }
 
+TEST_CASE("hugging face: the norm's groups come from the version that wrote config.json") {
+  const auto norm_groups = [](const std::string& fields) {
+    return hugging_face::parse_config(R"({"model_type":"mamba2")" + fields + "}", "c").mixer.norm_groups;
+  };
+  const auto of_version = [&](const std::string& v) { return norm_groups(R"(,"transformers_version":")" + v + '"'); };
+  for (const char* v : {"4.39.0.dev0", "4.57.1", "5.9.0", "5.22.2", "5.3", "4.230.0"}) CHECK(of_version(v) == 1);
+  for (const char* v : {"5.23.0", "5.23", "5.23.0rc1", "5.23.0.dev0", "5.100.2", "6.0.0", "10.0"})
+    CHECK(of_version(v) == 8);
+  CHECK(norm_groups("") == 1);
+  CHECK(norm_groups(R"(,"transformers_version":null)") == 1);
+  for (const char* v : {"", "main", "5", "5.", "-5.23", "5.x", "99999999999999999999.1"})
+    CHECK_THROWS_WITH(of_version(v), ContainsSubstring("c: transformers_version is \"" + std::string(v) +
+                                                       "\", not a version such as 5.23.0"));
+  CHECK(norm_groups(R"(,"n_groups":1,"transformers_version":"main")") == 1);  // where it does not matter
+
+  const auto written = [](int64_t groups, int64_t norm_groups) {
+    LanguageModelOptions o = tiny();
+    o.mixer.groups = groups, o.mixer.norm_groups = norm_groups;
+    return hugging_face::config(o, Form::transformers);
+  };
+  for (const int64_t groups : {0, 3}) CHECK_THAT(written(3, groups), ContainsSubstring("_version\": \"5.23.0\""));
+  CHECK_THAT(written(1, 1), ContainsSubstring("_version\": \"5.23.0\""));
+  CHECK_THAT(written(3, 1), ContainsSubstring("_version\": \"5.22.2\""));
+  CHECK(hugging_face::parse_config(written(3, 1), "c").mixer.norm_groups == 1);
+  CHECK(hugging_face::parse_config(written(3, 0), "c").mixer.norm_groups == 3);
+}
+
 TEST_CASE("hugging face: a model that cannot be built is refused, and the field named") {
   const auto refused = [](const std::string& text, const std::string& why) {
     CAPTURE(text);
@@ -272,6 +307,7 @@ TEST_CASE("hugging face: a model that cannot be built is refused, and the field 
   hf(R"("time_step_limit":[0.5])", "time_step_limit is [0.5]");
   hf(R"("time_step_limit":[NaN,1])", "time_step_limit has \"NaN\"");
   hf(R"("layer_norm_epsilon":"small")", "layer_norm_epsilon has \"small\"");
+  hf(R"("transformers_version":5.23)", "transformers_version is 5.23, not a text");
   refused(R"({"d_model":64,"ssm_cfg":{}})", "ssm_cfg: layer = \"Mamba1\"");
   refused(R"({"d_model":64,"ssm_cfg":{"layer":"Mamba2","chunks":3}})", "ssm_cfg: chunks = 3 is not supported");
   refused(R"({"d_model":64,"attn_layer_idx":[1]})", "attn_layer_idx");

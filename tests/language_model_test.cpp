@@ -2,6 +2,7 @@
 #include "adder/autograd/tape.h"
 #include "adder/core/error.h"
 #include "adder/layers/language_model_flags.h"
+#include "adder/optim/adamw.h"
 
 #include "catch.h"
 
@@ -183,6 +184,32 @@ TEST_CASE("language model: names and sizes of the parameters") {
   for (const Param& p : params.all()) decayed += p.options.decay;
   CHECK(decayed == 1 + 2 * (5 + 3 + 1));  // the table; in_proj's and the convolution's parts, out_proj
   CHECK_THROWS_AS(LanguageModel(Params(Device::cpu), Mesh{}, LanguageModelOptions{.layers = 0}), Error);
+}
+
+TEST_CASE("language model: weight decay moves the table, products' and convolutions' weights, and nothing else") {
+  Params params(Device::cpu);
+  LanguageModelOptions o = tiny();
+  o.layers = 1, o.d_intermediate = 16, o.tied = false;
+  o.mixer.bias = true, o.mixer.d_ssm = 8;
+  const LanguageModel model(params, Mesh{}, o);
+  for (const Param& p : params.all()) fill(p.value, 2);  // biases begin as zeros, which no decay would move
+  AdamW optimizer(params, {.weight_decay = 0.5});
+  optimizer.step(0.25);  // no gradient has arrived: all are zero
+  std::string moved, still;
+  for (const Param& p : params.all()) {
+    const auto values = to_host(p.value);
+    const std::vector<double> as_it_was(values.size(), 2), decayed(values.size(), 2 - 0.25 * 0.5 * 2);
+    CAPTURE(p.name);
+    CHECK((values == as_it_was || values == decayed));
+    (values == as_it_was ? still : moved) += p.name + ' ';
+  }
+  const std::string m = "block/0/mixer/", w = m + "in_proj/weight/", b = m + "in_proj/bias/";
+  CHECK(moved == "embedding/weight " + m + "conv/weight/x " + m + "conv/weight/B " + m + "conv/weight/C " + m +
+                     "out_proj/weight " + w + "z0 " + w + "x0 " + w + "z " + w + "x " + w + "B " + w + "C " + w +
+                     "dt block/0/mlp/in/weight block/0/mlp/out/weight head/weight ");
+  CHECK(still == "norm/weight block/0/norm/weight " + m + "conv/bias/x " + m + "conv/bias/B " + m + "conv/bias/C " + m +
+                     "out_proj/bias " + b + "z0 " + b + "x0 " + b + "z " + b + "x " + b + "B " + b + "C " + b + "dt " +
+                     m + "A_log " + m + "dt_bias " + m + "D " + m + "norm/weight block/0/mlp_norm/weight ");
 }
 
 TEST_CASE("language model: sizes by name, their FLOPs, and flags that change a part of one") {

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <limits>
 
 using namespace adder;
@@ -131,4 +132,24 @@ TEST_CASE("matmul: gradients of bf16 are added into f32", "[gpu][small]") {
   auto expected = to_host(naive(to(dy, DType::f64), to(x, DType::f64), true, false));
   for (double& e : expected) e *= 2;
   CHECK(relative_rms(sum, from_host({9, 17}, expected, DType::f64)) < 1e-6);  // products of bf16 are exact in f32
+}
+
+TEST_CASE("matmul: every algorithm that cuBLASLt proposes gives the product", "[gpu]") {
+  if (no_gpu()) return;
+  const Tensor a = random_normal({96, 200}, 1, 1, 0, DType::f32), b = random_normal({96, 64}, 2, 1, 0, DType::f32);
+  const Tensor exact = naive(to(a, DType::f64), to(b, DType::f64), true, false);
+  on(Device::cuda, [&](auto backend) {
+    if constexpr (std::same_as<decltype(backend), Cuda>) {
+      const Tensor c = full(exact.shape(), 0, DType::f32, Device::cuda);
+      const auto ways = ways_to_multiply(
+          backend, {.a = to_device(a, Device::cuda), .b = to_device(b, Device::cuda), .c = c, .transpose_a = true});
+      REQUIRE(!ways.empty());
+      for (const ProductWay& way : ways) {
+        INFO(way.name);
+        fill(c, 99);
+        way.multiply();
+        CHECK(relative_rms(c, exact) < 1e-6);  // sums of 96 f32 products
+      }
+    }
+  });
 }

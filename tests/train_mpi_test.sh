@@ -2,36 +2,12 @@
 # The training recipe under mpirun: two ranks train as one does, stop together, go on at another number of ranks; what
 # is wrong on one rank ends all, and gradients that are not finite end the run after ten steps.
 source "$(dirname "$0")/script.sh"
+source "$(dirname "$0")/train_ranks.sh"
 export OMP_NUM_THREADS=1
 
 flags=(--device cpu --text "$source_folder/core" --steps 120 --batch 8 --micro-batch 2 --time 32 --layers 2
   --d-model 32 --d-state 8 --head-dim 16 --learning-rate 1e-3 --validate-every 60 --save-every 30
   --validation-share 0.2 --dropout 0.1 --threads 1)
-wrong() { fault "$*; it said: $(cat out.log err.log)"; }
-# runs RANKS STATUS FLAGS...
-runs() {
-  local ranks=$1 status=$2 got=0
-  shift 2
-  timeout -s KILL 100 mpirun -n "$ranks" "$recipes/train" "$@" >out.log 2>err.log || got=$?
-  [[ $got == "$status" ]] || wrong "exit status $got instead of $status: $ranks ranks, $*"
-}
-says() { [[ $(cat out.log err.log | grep -cE -- "$2") == "$1" ]] || wrong "not $1 times \"$2\""; }
-numbers() { sed -nE "s/.*\"step\":([0-9]+).*\"$2\":([-0-9.e+]+).*/\1 \2/p" "$1/metrics.jsonl"; }
-
-# The losses of two runs, step by step, within 1e-5 over 50 steps: what "the same run" means in f32 across numbers of
-# ranks. What the order of a sum changed keeps growing, so 1e-4 behind them.
-same() {
-  local metric
-  for metric in loss validation_loss validation_nats_per_byte; do
-    [[ $(numbers "$1" $metric | wc -l) -gt 0 ]] || wrong "$1 has no $metric"
-    paste -d' ' <(numbers "$1" $metric) <(numbers "$2" $metric) |
-      awk '{ most = $1 > 50 ? 1e-4 : 1e-5 }
-        $1 != $3 || $2 - $4 > most || $4 - $2 > most { print "step", $1, $2, "and", $4; bad = 1 }
-        END { exit bad }' ||
-      wrong "$metric of $1 and $2 differ"
-  done
-}
-
 runs 1 0 "${flags[@]}" --out one
 runs 2 0 "${flags[@]}" --out two --data one/data
 says 1 '^validation: '

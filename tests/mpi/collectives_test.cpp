@@ -5,6 +5,7 @@
 #include "adder/core/error.h"
 #include "adder/kernels/elementwise.h"
 #include "adder/kernels/matmul.h"
+#include "adder/tests/mpi/devices.h"
 
 #include "catch.h"
 
@@ -89,6 +90,34 @@ TEST_CASE("collectives: Shift is its own partner, the other way") {
     return apply(JoinParts{.x = apply(Silu{.x = moved}), .group = world(), .axis = PartAxis::first});
   };
   CHECK(error_of(f, {2 * p, 3}) < tolerance);
+}
+
+TEST_CASE("collectives: on GPUs the operators and their gradients have the bits that they have on the CPU") {
+  if (devices().size() == 1) return;
+  const int64_t p = world().size();
+  const PartAxis axis = GENERATE(PartAxis::first, PartAxis::last);
+  const Communicator group = world();
+  // Every operator once; what each rank does differently is a product with a small number, which is exact everywhere.
+  const auto f = [&](const Tensor& x) {
+    const Tensor mine = apply(Scale{.x = apply(Replicate{.x = x, .group = group}),
+                                    .factor = static_cast<double>(1 + world().rank())});
+    const Tensor total = apply(SumPartial{.x = mine, .group = group});
+    const Tensor part = apply(TakePart{.x = total, .group = group, .axis = axis});
+    const Tensor all = apply(GatherParts{.x = apply(Shift{.x = part, .group = group}), .group = group, .axis = axis});
+    const Tensor sum = apply(ScatterPartial{.x = all, .group = group, .axis = axis});
+    return apply(JoinParts{.x = sum, .group = group, .axis = axis});
+  };
+  const auto outcome = [&](Device device) {
+    const Tensor x = leaf(to_device(random_normal({3 * p, 5 * p}, 1, 1, 0, DType::f32), device)), y = f(x);
+    const Tensor dy = to_device(random_normal(y.shape(), 2, 1, 0, DType::f32), device);
+    backward({&y, 1}, {&dy, 1});
+    return std::pair(y.detach(), gradient(x));
+  };
+  const auto [y, dx] = outcome(Device::cpu);
+  const auto [y_there, dx_there] = outcome(Device::cuda);
+  CHECK(bitwise_equal(y_there, y));
+  CHECK(bitwise_equal(dx_there, dx));
+  CHECK(relative_rms(dx, zeros(dx.shape())) > 0);
 }
 
 TEST_CASE("collectives: a group of one is the identity, without a copy") {

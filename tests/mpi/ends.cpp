@@ -15,10 +15,10 @@ int main(int argc, char** argv) try {
   Run run(argc, argv, std::move(flags), {.out = "run", .device = "cpu"});
   const Communicator& world = run.mesh().world;
   run.start({.steps = 1000});
-  const Tensor x = full({1000}, 1);
+  const Tensor x = full({1000}, 1, DType::f32, run.device());
   for (int64_t step = 1; step <= 1000 && !run.stopping(); ++step) {
-    world.all_reduce(x);
-    run.log(step, {{"loss", 1.0}});
+    world.all_reduce(x, Reduce::max);
+    run.log(step, {{"loss", x.slice_first(0, 1)}});
     if (how == "well" && step == 10) break;
     if (how == "wait") std::this_thread::sleep_for(std::chrono::milliseconds(20));
     if (step < 5) continue;
