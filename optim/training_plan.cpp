@@ -42,7 +42,7 @@ double product_rate() {
 std::string_view name_of(Recompute r) { return layers::recompute_names[static_cast<size_t>(r)]; }
 
 // What fits: smaller micro-batches, which cost next to nothing, before more recompute.
-std::string advice(const TrainingPlan& plan) {
+std::string advice(const TrainingPlan& plan, int64_t memory) {
   TrainingPlan other = plan;
   for (const Recompute r : {plan.model.recompute, Recompute::cheap, Recompute::scan, Recompute::block}) {
     if (r < plan.model.recompute) continue;
@@ -50,7 +50,7 @@ std::string advice(const TrainingPlan& plan) {
     for (int64_t rows = plan.micro_batch.rows; rows >= 1; rows = rows == 1 ? 0 : (rows + 1) / 2) {
       other.micro_batch.rows = rows;
       const int64_t bytes = planned_memory(other.model, other.micro_batch).total();
-      if (static_cast<double>(bytes) > usable * static_cast<double>(plan.memory)) continue;
+      if (static_cast<double>(bytes) > usable * static_cast<double>(memory)) continue;
       return fmt::format("--micro-batch {}{} takes {:.2f} GiB", rows,
                          r == plan.model.recompute ? "" : fmt::format(" --recompute {}", name_of(r)), gib(bytes));
     }
@@ -70,15 +70,16 @@ std::string memory_lines(const TrainingPlan& plan, const MemoryPlan& memory) {
   text += line("", "activations", memory.activations,
                fmt::format("of {} x {} tokens, --recompute {}", batch.rows, grouped(batch.time),
                            name_of(plan.model.recompute)));
-  const bool fits = plan.memory == 0 ||
-                    static_cast<double>(memory.total() * plan.processes) <= usable * static_cast<double>(plan.memory);
+  const int64_t sharing = batch.device == Device::cuda ? 1 : plan.processes;  // every process has a GPU of its own
+  const bool fits =
+      plan.memory == 0 || static_cast<double>(memory.total() * sharing) <= usable * static_cast<double>(plan.memory);
   text += line("", "in all", memory.total(),
                fmt::format("{}{}", plan.processes > 1 ? "a process; " : "",
                            plan.memory > 0 ? fmt::format("the {} has {:.1f} GiB",
                                                          batch.device == Device::cuda ? "GPU" : "machine",
                                                          gib(plan.memory))
                                            : ""));
-  if (!fits) text += fmt::format("{:<12}too much: {}\n", "", advice(plan));
+  if (!fits) text += fmt::format("{:<12}too much: {}\n", "", advice(plan, plan.memory / sharing));
   return text;
 }
 
