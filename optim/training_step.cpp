@@ -10,8 +10,8 @@ namespace adder {
 
 // Forward and backward of a layer are some 40 kernels, which take the host 4 us each: 160 us. The GPU takes 1.3e-10 s
 // for each token and channel of d_model (docs/performance.md: 157 ms of a step at 130m are its 24 layers'), so both are
-// even at 1.2 M. Twice that still gains, since between the kernels of a graph the GPU idles less.
-bool launch_bound(int64_t tokens, int64_t d_model) { return tokens * d_model <= int64_t{1} << 21; }
+// even at 1.2 M.
+bool launch_bound(int64_t tokens, int64_t d_model) { return tokens * d_model <= int64_t{1} << 20; }
 
 TrainingStep::TrainingStep(const layers::LanguageModel& model, AdamW& optimizer, const Mesh& mesh,
                            const TrainingStepOptions& options)

@@ -16,8 +16,8 @@
 //
 // but on a GPU all kernels of a step can be one CUDA graph (core/captured.h) from the second step on. A small model's
 // kernels end sooner than the host queues them one by one; a graph is queued at once. The batches lie in tensors of
-// their own, so every step must have as many of the same shape. What the graph writes to is set apart: the same blocks
-// that the steps before it took from the pool, but a validation has to take others.
+// their own, so every step must have as many of the same shapes. What the graph writes to is set apart: blocks that the
+// step before it had left in the pool, whose `reserved` does not grow, but a validation has to take others.
 #pragma once
 
 #include "adder/core/captured.h"
@@ -31,8 +31,8 @@
 
 namespace adder {
 
-/// Whether micro-batches of so many tokens keep a GPU busy for a shorter time than the host needs to queue them, give
-/// or take: a graph then pays. A function of shape alone.
+/// Whether a GPU ends with a micro-batch of so many tokens before the host has queued its kernels: then a graph pays.
+/// A function of shape alone.
 bool launch_bound(int64_t tokens, int64_t d_model);
 
 /// What TrainingStepOptions::graph may be.
