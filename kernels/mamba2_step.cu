@@ -3,6 +3,7 @@
 #include "adder/kernels/mamba2_step.h"
 
 #include "adder/core/launch.cuh"
+#include "adder/kernels/causal_conv1d.cuh"
 #include "adder/kernels/few_rows.cuh"
 #include "adder/kernels/math.cuh"
 #include "adder/kernels/warp.cuh"
@@ -106,7 +107,7 @@ struct Convolution {
       s = fmaf(taps[k], value(past[k - 1]), s);
       *state(p, row, k) = k == 1 ? x : past[k - 2];
     }
-    return element<bf16>(p.silu ? math::silu(s) : s);
+    return element<bf16>(p.silu ? conv::silu<bf16>(s) : s);
   }
 };
 
