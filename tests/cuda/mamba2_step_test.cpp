@@ -57,3 +57,34 @@ TEST_CASE("mamba2 step: its convolution has the bits of the convolution's own st
     CHECK(bitwise_equal(state, expected_state));
   }
 }
+
+TEST_CASE("mamba2 step: what is wrong does not fit", "[gpu][small]") {
+  if (no_gpu()) return;
+  const auto f32 = [](const Shape& shape) { return on_gpu(shape, 1, 1, DType::f32); };
+  const Mamba2StepIn in{.x = on_gpu({2, 32}, 1, 1), .residual = f32({2, 32}), .norm = f32({32}), .eps = 1e-5,
+                        .weight = on_gpu({48, 32}, 2, 1),
+                        .conv = {.x = {}, .state = on_gpu({2, 3, 16}, 3, 1), .weight = f32({16, 4}), .bias = f32({16})},
+                        .first = 32};
+  CHECK(fits(in));
+  const auto in_with = [&](auto&& change) {
+    Mamba2StepIn other = in;
+    change(other);
+    return fits(other);
+  };
+  CHECK_FALSE(in_with([&](Mamba2StepIn& i) { i.norm = f32({24}); }));
+  CHECK_FALSE(in_with([&](Mamba2StepIn& i) { i.residual = f32({2, 24}); }));
+  CHECK_FALSE(in_with([](Mamba2StepIn& i) { i.first = 33; }));
+  CHECK_FALSE(in_with([&](Mamba2StepIn& i) { i.conv.bias = f32({8}); }));
+  CHECK_FALSE(in_with([](Mamba2StepIn& i) { i.conv.state = on_gpu({2, 2, 16}, 3, 1); }));
+  const Mamba2StepOut out{.y = on_gpu({2, 32}, 1, 1), .z = on_gpu({2, 32}, 2, 1), .norm = f32({32}), .eps = 1e-5,
+                          .norm_before_gate = false, .weight = on_gpu({16, 32}, 3, 1)};
+  CHECK(fits(out));
+  const auto out_with = [&](auto&& change) {
+    Mamba2StepOut other = out;
+    change(other);
+    return fits(other);
+  };
+  CHECK_FALSE(out_with([&](Mamba2StepOut& o) { o.norm = f32({24}); }));
+  CHECK_FALSE(out_with([](Mamba2StepOut& o) { o.y = on_gpu({2, 24}, 1, 1); }));
+  CHECK_FALSE(out_with([](Mamba2StepOut& o) { o.z = on_gpu({1, 32}, 1, 1); }));
+}
