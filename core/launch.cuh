@@ -9,8 +9,8 @@
 namespace adder {
 
 /// Starts kernel(args...) on the stream of `on`, with `shared` bytes of dynamic shared memory (where these and up to
-/// 8 KiB of the kernel's own may pass 48 KiB, its limit is raised). An empty grid does nothing. Throws, naming the kernel, if it cannot start; an error inside
-/// the kernel shows at the next synchronize() or copy to the host.
+/// 8 KiB of the kernel's own may pass 48 KiB, its limit is raised). An empty grid does nothing. Throws, naming the
+/// kernel, if it cannot start; an error inside the kernel shows at the next synchronize() or copy to the host.
 template <class... Parameters, class... Args>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared, Cuda on, const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
