@@ -279,9 +279,8 @@ std::string Flags::help(std::string_view program, size_t width) const {
   if (!example_.empty()) text += fmt::format("example: {}\n", example_);
   const auto line = [&](std::string left, std::string_view right) {
     left.insert(0, "  ");
-    left.resize(std::max(left.size() + 2, indent), ' ');
-    if (left.size() > indent) left += "\n" + std::string(indent, ' ');
     text += left;
+    text += left.size() + 2 > indent ? "\n" + std::string(indent, ' ') : std::string(indent - left.size(), ' ');
     append_wrapped(text, right, indent, width);
   };
   std::vector<std::string> groups, changeable;

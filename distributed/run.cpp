@@ -102,7 +102,7 @@ Run::~Run() {
 }
 
 void Run::add_flags() {
-  const bool keeps_folder = !options_.out.empty();
+  const bool keeps_folder = !options_.out.empty();  // otherwise there is nothing that could go on with other flags
   flags_.group("Run");
   if (keeps_folder) {
     flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg, "
@@ -122,16 +122,16 @@ void Run::add_flags() {
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
   flags_.add("threads", options_.threads,
              "processor threads of a process, 0: every core it may use, shared among those that may use the same",
-             {.min = 0, .max = 1024, .may_change = true});
+             {.min = 0, .max = 1024, .may_change = keeps_folder});
   flags_.add("device", options_.device,
              options_.device.empty() ? "where to compute; otherwise on GPUs, if there is one for each process"
                                      : "where to compute",
-             {.choices = {"cpu", "cuda"}, .may_change = true});
+             {.choices = {"cpu", "cuda"}, .may_change = keeps_folder});
   flags_.add("dtype", options_.dtype,
              options_.dtype.empty() ? "of activations and products; otherwise bf16 on a GPU, f32 on the CPU"
                                     : "of activations and products; bf16 on a GPU alone",
-             {.choices = {"f32", "bf16"}, .may_change = true});
-  flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = true});
+             {.choices = {"f32", "bf16"}, .may_change = keeps_folder});
+  flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = keeps_folder});
   if (flags_.have_gpu_defaults())
     flags_.add("defaults", options_.defaults, "whose defaults, where a GPU has its own; otherwise those of the device "
                "that the run began on", {.choices = {"cpu", "gpu"}, .may_change = true});
@@ -217,8 +217,9 @@ void Run::start(const RunStart& start) {
   last_step_ = next_drawing_ = Clock::now();
   const int64_t processes = mesh_.world.size();
   say(device() == Device::cuda
-          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "", gpu_name(),
-                        name(dtype()), peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
+          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "",
+                        gpu_name(), name(dtype()),
+                        peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
           : fmt::format("computing on the CPU in {}, {}{} thread{}", name(dtype()),
                         processes > 1 ? fmt::format("{} processes of ", processes) : "", options_.threads,
                         options_.threads == 1 ? "" : "s"));

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
@@ -144,6 +145,22 @@ TEST_CASE("run: --help and bad flags leave no folder behind") {
   CHECK_THROWS_WITH(program.run(folder.path, {"--time-limit", "soon"}),
                     "--time-limit: \"soon\" is not a time: write minutes (90) or units (1h30m, 45s, 2d)");
   CHECK_FALSE(fs::exists(folder.path));
+}
+
+TEST_CASE("run: help says which flags a run may go on with, where there is a run to go on") {
+  Program program;
+  const auto help = [&](const char* out) {
+    std::string text;
+    try {
+      program.run(out, {"--help"});
+    } catch (const HelpShown& shown) {
+      text = shown.text;
+    }
+    std::ranges::replace(text, '\n', ' ');
+    return text;
+  };
+  CHECK_THAT(help("run"), ContainsSubstring("--tf32 and --peak; every other"));
+  CHECK_THAT(help(""), ContainsSubstring("other values of --steps; every other"));  // the program's own flag
 }
 
 TEST_CASE("run: what was thrown becomes an exit status") {
