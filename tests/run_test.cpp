@@ -298,6 +298,7 @@ TEST_CASE("peak: a GPU is known by its name, and no other for it") {
   CHECK(peak_flops("NVIDIA L4", DType::bf16) == 121e12);
   CHECK(peak_flops("NVIDIA L40", DType::bf16) == 0);
   CHECK(peak_flops("NVIDIA A1000", DType::bf16) == 0);
+  CHECK(peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", DType::bf16) == 0);
 }
 
 TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot be is refused") {
