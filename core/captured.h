@@ -12,8 +12,9 @@
 //
 // What waits for the GPU, or copies between host and GPU, cannot be recorded: then the function runs for good, and
 // eager_because() says why. The bits are the same either way, unless what the recording had changed on the host before
-// it was given up matters to the call that runs instead: gradients that count as there, but were never computed. While
-// the function is recorded, no other thread may queue work on the GPU. On the CPU a call is a call.
+// it was given up matters to the call that runs instead: gradients that count as there, but were never computed.
+// Inside another recording it becomes a part of that graph, and has none. While the function is recorded, no other
+// thread may queue work on the GPU. On the CPU a call is a call.
 #pragma once
 
 #include "adder/core/device.h"
