@@ -299,7 +299,7 @@ std::string Flags::help(std::string_view program, size_t width) const {
   text += "\nHelp\n";
   line("--config FILE", "read flags from a TOML or INI file (steps = 100); those given here override it");
   line("--help, -h", "show this text and do nothing");
-  if (changeable.empty()) return text;
+  if (!runs_go_on_ || changeable.empty()) return text;
   text += '\n';
   append_wrapped(text, fmt::format("A run that was stopped goes on when the same command is given again. It may then "
                                    "have other values of {}; every other flag is part of the run.",

@@ -102,9 +102,10 @@ Run::~Run() {
 }
 
 void Run::add_flags() {
-  const bool keeps_folder = !options_.out.empty();  // otherwise there is nothing that could go on with other flags
+  const bool keeps_folder = !options_.out.empty();
   flags_.group("Run");
   if (keeps_folder) {
+    flags_.runs_go_on();
     flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg, "
                "tokens_per_second.svg", {.may_change = true});
     flags_.add("fresh", options_.fresh,
@@ -122,16 +123,16 @@ void Run::add_flags() {
   flags_.add("seed", options_.seed, "seed of initial values, data order and sampling", {.min = 0});
   flags_.add("threads", options_.threads,
              "processor threads of a process, 0: every core it may use, shared among those that may use the same",
-             {.min = 0, .max = 1024, .may_change = keeps_folder});
+             {.min = 0, .max = 1024, .may_change = true});
   flags_.add("device", options_.device,
              options_.device.empty() ? "where to compute; otherwise on GPUs, if there is one for each process"
                                      : "where to compute",
-             {.choices = {"cpu", "cuda"}, .may_change = keeps_folder});
+             {.choices = {"cpu", "cuda"}, .may_change = true});
   flags_.add("dtype", options_.dtype,
              options_.dtype.empty() ? "of activations and products; otherwise bf16 on a GPU, f32 on the CPU"
                                     : "of activations and products; bf16 on a GPU alone",
-             {.choices = {"f32", "bf16"}, .may_change = keeps_folder});
-  flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = keeps_folder});
+             {.choices = {"f32", "bf16"}, .may_change = true});
+  flags_.add("tf32", options_.tf32, "let a GPU round the factors of f32 products to TF32", {.may_change = true});
   if (flags_.have_gpu_defaults())
     flags_.add("defaults", options_.defaults, "whose defaults, where a GPU has its own; otherwise those of the device "
                "that the run began on", {.choices = {"cpu", "gpu"}, .may_change = true});

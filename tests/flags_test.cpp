@@ -153,6 +153,7 @@ TEST_CASE("flags: a config file is read, the command line overrides it, and its 
 TEST_CASE("flags: help teaches every flag with its default and limits, and nothing is assigned") {
   Options o;
   Flags f = flags(o);
+  f.runs_go_on();
   std::string text;
   try {
     parse(f, {"--steps", "wrong", "--unknown", "--help"});

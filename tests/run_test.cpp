@@ -160,7 +160,7 @@ TEST_CASE("run: help says which flags a run may go on with, where there is a run
     return text;
   };
   CHECK_THAT(help("run"), ContainsSubstring("--tf32 and --peak; every other"));
-  CHECK_THAT(help(""), ContainsSubstring("other values of --steps; every other"));  // the program's own flag
+  CHECK_THAT(help(""), !ContainsSubstring("every other"));
 }
 
 TEST_CASE("run: what was thrown becomes an exit status") {
