@@ -11,8 +11,10 @@
 // after every call, and the next call overwrites it.
 //
 // What waits for the GPU, or copies between host and GPU, cannot be recorded: then the function runs for good, and
-// eager_because() says why. The bits are the same either way. While the function is recorded, no other thread may queue
-// work on the GPU. On the CPU a call is a call.
+// eager_because() says why. The bits are the same either way, unless what the recording had changed on the host before
+// it was given up matters to the call that runs instead: gradients that count as there, but were never computed.
+// Inside another recording it becomes a part of that graph, and has none. While the function is recorded, no other
+// thread may queue work on the GPU. On the CPU a call is a call.
 #pragma once
 
 #include "adder/core/device.h"
@@ -44,7 +46,10 @@ class Captured {
 
   Result operator()() {
     if constexpr (built_with_cuda) {
-      if (device_ == Device::cuda && calls_++ == 1 && why_.empty()) graph_ = record([this] { run(); }, why_);
+      if (device_ == Device::cuda && calls_++ == 1 && why_.empty()) {
+        graph_ = record([this] { run(); }, why_);
+        if (!graph_) result_ = {};  // its memory was to be the graph's
+      }
       if (graph_) {
         replay(*graph_);
         return static_cast<Result>(result_);

@@ -73,17 +73,16 @@ class Graph {
 bool capturing() { return capturing_now; }
 
 std::shared_ptr<Graph> record(const std::function<void()>& f, std::string& why) {
+  if (capturing()) return why = "it is recorded as a part of another CUDA graph", nullptr;
   auto graph = std::make_shared<Graph>();
   cudaGraph_t nodes = nullptr;
   cudaError_t status = cudaSuccess;
-  {
+  try {
     Capture capture(graph->memory());
-    try {
-      f();
-    } catch (const std::exception& e) {
-      why = e.what();
-    }
+    f();
     status = capture.end(nodes);
+  } catch (const std::exception& e) {
+    why = e.what();
   }
   const Recorded recorded(nodes);
   if (why.empty() && status == cudaSuccess) status = graph->make(recorded.get());

@@ -257,8 +257,8 @@ std::vector<std::vector<File>> choose(const std::vector<std::vector<File>>& have
 
 std::string SourceReport::line() const {
   return fmt::format(
-      "{}: {} documents, {:.2f} MB of {} packages; left out: {} repeated, {} not text, {} over the limits", source,
-      documents, static_cast<double>(bytes) / 1e6, packages, repeated, not_text, over_limit);
+      "{}: {} documents, {:.2f} MB of {} package{}; left out: {} repeated, {} not text, {} over the limits", source,
+      documents, static_cast<double>(bytes) / 1e6, packages, packages == 1 ? "" : "s", repeated, not_text, over_limit);
 }
 
 std::vector<SourceReport> write_machine_text(const std::string& path, const MachineTextOptions& options) {

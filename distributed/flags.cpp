@@ -126,6 +126,15 @@ void Flags::refuse_unknown(std::string_view where, std::string_view name) const 
 }
 
 void Flags::parse(int argc, const char* const* argv) {
+  // CLI11 would take a value "[a, b]" of a list apart, were its bracket the last letter. No argument has a letter 0.
+  const std::string guard(1, '\0');
+  std::vector<std::string> words;  // the last one first
+  for (int i = argc - 1; i >= 1; --i) words.push_back(std::string(argv[i]).ends_with(']') ? argv[i] + guard : argv[i]);
+  const auto bare = [](std::vector<std::string> list) {
+    for (std::string& word : list)
+      if (word.ends_with('\0')) word.pop_back();
+    return list;
+  };
   CLI::App app;
   app.set_help_flag("");
   app.allow_extras();
@@ -138,7 +147,7 @@ void Flags::parse(int argc, const char* const* argv) {
     if (flag.is_list()) options.back()->expected(-1)->take_all();
   }
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(words));
   } catch (const CLI::ArgumentMismatch& error) {  // its text starts with the flag
     const std::string_view text = error.what();
     check_usage(false, "{} needs a value", text.substr(0, text.find(':')));
@@ -146,7 +155,7 @@ void Flags::parse(int argc, const char* const* argv) {
     check_usage(false, "{}", error.what());
   }
   if (help_flag->count() > 0) throw HelpShown{help(argc > 0 ? argv[0] : "")};
-  for (const std::string& extra : app.remaining()) {
+  for (const std::string& extra : bare(app.remaining())) {
     const std::string_view dashed = std::string_view(extra).substr(0, extra.find('='));
     check_usage(dashed.starts_with('-'), "\"{}\" stands alone: values follow a flag that takes one, and a yes/no flag "
                 "is written --flag or --no-flag", extra);
@@ -154,10 +163,10 @@ void Flags::parse(int argc, const char* const* argv) {
   }
 
   places_.clear();
-  if (config->count() > 0) places_.push_back(read_config(config->results().back()));
+  if (config->count() > 0) places_.push_back(read_config(bare(config->results()).back()));
   std::vector<Given> here;
   for (size_t i = 0; i < flags_.size(); ++i)
-    if (options[i]->count() > 0) here.push_back({i, "--" + flags_[i].name, options[i]->results()});
+    if (options[i]->count() > 0) here.push_back({i, "--" + flags_[i].name, bare(options[i]->results())});
   places_.push_back(std::move(here));
   for (const auto& place : places_) assign(place);
   for (const Flag& flag : flags_)
@@ -270,9 +279,8 @@ std::string Flags::help(std::string_view program, size_t width) const {
   if (!example_.empty()) text += fmt::format("example: {}\n", example_);
   const auto line = [&](std::string left, std::string_view right) {
     left.insert(0, "  ");
-    left.resize(std::max(left.size() + 2, indent), ' ');
-    if (left.size() > indent) left += "\n" + std::string(indent, ' ');
     text += left;
+    text += left.size() + 2 > indent ? "\n" + std::string(indent, ' ') : std::string(indent - left.size(), ' ');
     append_wrapped(text, right, indent, width);
   };
   std::vector<std::string> groups, changeable;
@@ -291,7 +299,7 @@ std::string Flags::help(std::string_view program, size_t width) const {
   text += "\nHelp\n";
   line("--config FILE", "read flags from a TOML or INI file (steps = 100); those given here override it");
   line("--help, -h", "show this text and do nothing");
-  if (changeable.empty()) return text;
+  if (!runs_go_on_ || changeable.empty()) return text;
   text += '\n';
   append_wrapped(text, fmt::format("A run that was stopped goes on when the same command is given again. It may then "
                                    "have other values of {}; every other flag is part of the run.",

@@ -66,6 +66,8 @@ class Flags {
   /// Gives flags the defaults that they have on a GPU; after parse(), whose values are then assigned once more.
   void use_gpu_defaults();
   bool have_gpu_defaults() const;
+  /// The help ends with what a run may have other values of when it goes on.
+  void runs_go_on() { runs_go_on_ = true; }
   /// Whether it was on the command line or in the config file.
   bool given(std::string_view name) const;
   /// What --help shows: `width` columns wide, `program` is argv[0].
@@ -104,6 +106,7 @@ class Flags {
   static std::string describe(const Flag& flag);
 
   std::string about_, example_, group_ = "Flags";
+  bool runs_go_on_ = false;
   std::vector<Flag> flags_;
   std::vector<std::vector<Given>> places_;  // what was given in the config file, and on the command line
 };

@@ -38,7 +38,7 @@ bool stands_in(std::string_view name, std::string_view text) {
 
 double peak_flops(std::string_view gpu, DType type, bool tf32) {
   const auto* const peak = std::ranges::find_if(peaks, [&](const Peak& p) { return stands_in(p.name, gpu); });
-  if (peak == std::end(peaks)) return 0;
+  if (peak == std::end(peaks) || stands_in("MIG", gpu)) return 0;
   return 1e12 * (type == DType::bf16 ? peak->bf16 : tf32 ? peak->tf32 : peak->f32);
 }
 

@@ -8,7 +8,7 @@
 namespace adder {
 
 /// FLOP/s of dense products of a GPU of that name (gpu_name()) in bf16 with f32 sums, or in f32, rounded to TF32 or
-/// not; 0: not known. --peak says it for others.
+/// not; 0: not known, as of a part of one (MIG). --peak says it for others.
 double peak_flops(std::string_view gpu, DType type, bool tf32 = false);
 
 }  // namespace adder

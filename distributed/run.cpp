@@ -105,6 +105,7 @@ void Run::add_flags() {
   const bool keeps_folder = !options_.out.empty();
   flags_.group("Run");
   if (keeps_folder) {
+    flags_.runs_go_on();
     flags_.add("out", options_.out, "the run folder: checkpoints, metrics.jsonl, run.json, loss.svg, "
                "tokens_per_second.svg", {.may_change = true});
     flags_.add("fresh", options_.fresh,
@@ -217,8 +218,9 @@ void Run::start(const RunStart& start) {
   last_step_ = next_drawing_ = Clock::now();
   const int64_t processes = mesh_.world.size();
   say(device() == Device::cuda
-          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "", gpu_name(),
-                        name(dtype()), peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
+          ? fmt::format("computing on {}{} in {}{}", processes > 1 ? fmt::format("{} GPUs, ", processes) : "",
+                        gpu_name(), name(dtype()),
+                        peak() > 0 ? fmt::format(", peak {:.4g} TFLOP/s", options_.peak) : "")
           : fmt::format("computing on the CPU in {}, {}{} thread{}", name(dtype()),
                         processes > 1 ? fmt::format("{} processes of ", processes) : "", options_.threads,
                         options_.threads == 1 ? "" : "s"));

@@ -8,15 +8,15 @@
 //     Options o;
 //     Run run(argc, argv, flags(o), {.out = "runs/mamba2"});
 //     ...                                                     // model, optimizer, data
-//     if (!run.fresh()) checkpoint.load();                    // step() is 0 or where the run goes on
+//     Checkpoint checkpoint(run.folder(), ...);               // resumes: step() is 0 or where the run goes on
 //     run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time});
 //     while (data.step() < o.steps && !run.stopping()) {
 //       ...
 //       run.log(data.step(), {{"loss", loss}, {"grad_norm", norm}, {"learning_rate", rate}});
 //       if (run.should_validate(data.step())) run.log(data.step(), {{"validation_loss", validate()}});
-//       if (run.should_save(data.step())) checkpoint.save();
+//       if (run.should_save(data.step())) checkpoint.save(data.step());
 //     }
-//     checkpoint.save();
+//     checkpoint.save(data.step());
 //     run.finish();
 //   } catch (...) {
 //     return adder::exit_status();                            // distributed/program.h

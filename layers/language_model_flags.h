@@ -54,8 +54,8 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o, double* lea
   const auto& names = layers::recompute_names;
   const auto recompute = std::make_shared<std::string>(names[static_cast<size_t>(o.recompute)]);
   flags.add("recompute", *recompute,
-            "what backward makes again instead of keeping it: what norms and convolutions put out; also what the SSD "
-            "puts out; or whole blocks, which is the least memory and the most time",
+            "what backward makes again instead of keeping it. cheap: what norms and convolutions put out; scan: what "
+            "the SSD puts out too; block: whole blocks, for the least memory and the most time",
             {.choices = {std::begin(names), std::end(names)}, .may_change = true, .preset = [recompute, &o] {
                o.recompute = static_cast<layers::Recompute>(std::ranges::find(names, *recompute) - names);
              }});

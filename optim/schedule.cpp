@@ -20,8 +20,8 @@ double Schedule::operator()(int64_t step) const {
 }
 
 void Schedule::validate() const {
-  check(0 <= floor && floor <= peak && std::isfinite(peak), "schedule: floor {} and peak {}, but 0 <= floor <= peak",
-        floor, peak);
+  check(0 <= floor && floor <= peak && std::isfinite(peak),
+        "schedule: a rate that ends at {}, which is not from 0 to its peak of {}", floor, peak);
   check(warmup_steps >= 0, "schedule: {} warm-up steps", warmup_steps);
   if (kind == Kind::constant) return;
   const int64_t decay = kind == Kind::wsd ? decay_steps : 0;

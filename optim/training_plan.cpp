@@ -44,13 +44,17 @@ std::string_view name_of(Recompute r) { return layers::recompute_names[static_ca
 // What fits: smaller micro-batches, which cost next to nothing, before more recompute.
 std::string advice(const TrainingPlan& plan, int64_t memory) {
   TrainingPlan other = plan;
+  const double room = usable * static_cast<double>(memory);
   for (const Recompute r : {plan.model.recompute, Recompute::cheap, Recompute::scan, Recompute::block}) {
     if (r < plan.model.recompute) continue;
     other.model.recompute = r;
     for (int64_t rows = plan.micro_batch.rows; rows >= 1; rows = rows == 1 ? 0 : (rows + 1) / 2) {
       other.micro_batch.rows = rows;
-      const int64_t bytes = planned_memory(other.model, other.micro_batch).total();
-      if (static_cast<double>(bytes) > usable * static_cast<double>(memory)) continue;
+      const MemoryPlan needed = planned_memory(other.model, other.micro_batch);
+      const int64_t bytes = needed.total();
+      if (static_cast<double>(bytes - needed.activations) > room)
+        return "so are parameters, gradients and moments alone: take a smaller model";
+      if (static_cast<double>(bytes) > room) continue;
       return fmt::format("--micro-batch {}{} takes {:.2f} GiB", rows,
                          r == plan.model.recompute ? "" : fmt::format(" --recompute {}", name_of(r)), gib(bytes));
     }

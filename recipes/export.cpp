@@ -16,7 +16,7 @@ Flags flags(Options& o) {
   Flags flags("Writes the weights of a run's newest checkpoint as others read them: the fp32 masters, bit for bit. "
               "Token ids are bytes, and 256 is the end of a document. A model trained with --norm-groups 1 and several "
               "--groups is what transformers before 5.23 computes, and config.json names such a version.",
-              "export --run runs/train --out exported");
+              "./adder export --run runs/train --out exported");
   flags.add("run", o.run, "run folder of the model", {.required = true});
   flags.add("out", o.out, "folder to write, which may not hold a model yet", {.required = true});
   flags.add("form", o.form, "whose names and fields", {.choices = {"transformers", "state-spaces"}});

@@ -1,4 +1,4 @@
-// Writes on from one or several prompts with a model that `train` trained.
+// generate: writes on from one or several prompts with a model that `train` trained.
 #include "adder/data/restore.h"
 #include "adder/data/saved_run.h"
 #include "adder/data/tokenizer.h"
@@ -30,7 +30,7 @@ Flags flags(Options& o) {
   Flags flags("Writes on from a prompt with a trained model, and shows the text as it comes; of several prompts, which "
               "are written on side by side, the texts one after another. The same command writes the same text; "
               "another --seed writes another. --temperature, --top-k, --top-p and --min-p are applied in this order.",
-              "generate --run runs/train --prompt 'The purpose of' --tokens 200 --temperature 0.7");
+              "./adder generate --run runs/train --prompt 'The purpose of' --tokens 200 --temperature 0.7");
   flags.group("Text");
   flags.add("run", o.run, "run folder of the model; otherwise the one in runs/ with the newest checkpoint");
   flags.add("prompt", o.prompt, "how the text begins, or several such; without one, the model begins a document");

@@ -25,7 +25,7 @@ Flags flags(Options& o) {
       "Runs a Mamba-2 checkpoint (config.json and model.safetensors, of Hugging Face transformers or of the authors) "
       "over sequences of token ids, in fp32 unless told otherwise. Sequence N, the first being 0, gives the dataset "
       "/logits/N, [token, vocabulary].",
-      "logits --model ~/mamba2-130m --tokens ids.txt --out logits.h5");
+      "./adder logits --model ~/mamba2-130m --tokens ids.txt --out logits.h5");
   flags.add("model", o.model, "folder of the checkpoint", {.required = true});
   flags.add("tokens", o.tokens, "text file of token ids, a sequence a line; empty lines do not count",
             {.required = true});

@@ -17,6 +17,7 @@ drawn=$(writes --seed 7)
 [[ $(writes --seed 8) != "$drawn" ]] || fault "two seeds write one text"
 both=$(writes --greedy --prompt 'for (size_t')
 [[ $both == "$greedy"*'for (size_t'* ]] || fault "of two prompts not both are written on, or not as alone: $both"
+[[ $(writes --greedy --prompt '[a, b]') == "$greedy"*'[a, b]'* ]] || fault "a prompt in brackets is taken apart"
 refuses 1 'nowhere' generate --run nowhere --prompt x
 refuses 2 '--top-p' generate --run run --top-p 2
 "$recipes/generate" --help >help.log || fault "--help ends with status $?"

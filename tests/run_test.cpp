@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
@@ -146,6 +147,22 @@ TEST_CASE("run: --help and bad flags leave no folder behind") {
   CHECK_FALSE(fs::exists(folder.path));
 }
 
+TEST_CASE("run: help says which flags a run may go on with, where there is a run to go on") {
+  Program program;
+  const auto help = [&](const char* out) {
+    std::string text;
+    try {
+      program.run(out, {"--help"});
+    } catch (const HelpShown& shown) {
+      text = shown.text;
+    }
+    std::ranges::replace(text, '\n', ' ');
+    return text;
+  };
+  CHECK_THAT(help("run"), ContainsSubstring("--tf32 and --peak; every other"));
+  CHECK_THAT(help(""), !ContainsSubstring("every other"));
+}
+
 TEST_CASE("run: what was thrown becomes an exit status") {
   const auto status = [](auto thrown) {
     try {
@@ -281,6 +298,7 @@ TEST_CASE("peak: a GPU is known by its name, and no other for it") {
   CHECK(peak_flops("NVIDIA L4", DType::bf16) == 121e12);
   CHECK(peak_flops("NVIDIA L40", DType::bf16) == 0);
   CHECK(peak_flops("NVIDIA A1000", DType::bf16) == 0);
+  CHECK(peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", DType::bf16) == 0);
 }
 
 TEST_CASE("run: the device is the GPU that answers or the CPU, and what cannot be is refused") {

@@ -394,11 +394,13 @@ TEST_CASE("ssd places: limits of the time step out of order are refused, in a ru
                state = zeros({1, 2, 3, 4});
   const auto step = [&](double least, double most) {
     return ssd_step(
-        {.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .state = state, .dt_min = least, .dt_max = most});
+        {.x = x, .dt = dt, .A_log = A_log, .B = B, .C = B, .D = {}, .z = {}, .dt_bias = {}, .state = state,
+         .dt_min = least, .dt_max = most});
   };
   const auto whole = [&](double least, double most) {
     return apply(Ssd{.x = x.reshape({1, 1, 2, 3}), .dt = dt.reshape({1, 1, 2}), .A_log = A_log,
-                     .B = B.reshape({1, 1, 1, 4}), .C = B.reshape({1, 1, 1, 4}), .dt_min = least, .dt_max = most});
+                     .B = B.reshape({1, 1, 1, 4}), .C = B.reshape({1, 1, 1, 4}), .D = {}, .z = {}, .dt_bias = {},
+                     .initial_state = {}, .document = {}, .dt_min = least, .dt_max = most});
   };
   CHECK_NOTHROW(step(0.1, 0.1));
   CHECK_THROWS_WITH(step(-0.1, 1), ContainsSubstring("ssd_step: dt_min -0.1 and dt_max 1"));

@@ -124,6 +124,9 @@ TEST_CASE("training plan: what it says to change fits") {
   plan.training_tokens = 1'000'000;
   CHECK_THAT(describe(plan), !ContainsSubstring("too much") && ContainsSubstring("13.11 epochs of 1,000,000"));
   layers::set_size(plan.model, "2.7b");
+  CHECK_THAT(describe(plan), ContainsSubstring("too much: so are parameters, gradients and moments alone"));
+  layers::set_size(plan.model, "130m");
+  plan.micro_batch.time = 4'000'000;
   CHECK_THAT(describe(plan), ContainsSubstring("no --micro-batch and no --recompute makes it fit"));
   plan.peak = 0;
   CHECK_THAT(describe(plan), ContainsSubstring("--peak"));

@@ -161,6 +161,22 @@ TEST_CASE("cuda captured: what waits for the GPU, or copies from the host, runs 
   CHECK_FALSE(reads.is_graph());
 }
 
+TEST_CASE("cuda captured: inside another recording it becomes a part of that graph", "[gpu][small]") {
+  if (no_gpu()) return;
+  const Tensor x = zeros({3}, DType::f32, Device::cuda);
+  int calls = 0;
+  auto inner = captured(Device::cuda, [&] { return ++calls, apply(Scale{.x = x, .factor = 2}); });
+  auto outer = captured(Device::cuda, [&] { return apply(Scale{.x = inner(), .factor = 3}); });
+  for (int i = 0; i < 4; ++i) {
+    fill(x, i);
+    CHECK(item(outer().slice_first(0, 1)) == 6 * i);
+  }
+  CHECK(outer.is_graph());
+  CHECK_FALSE(inner.is_graph());
+  CHECK_THAT(inner.eager_because(), ContainsSubstring("part of another"));
+  CHECK(calls == 2);
+}
+
 // Not for the sanitizers, to which the refused call is an error.
 TEST_CASE("cuda captured: what waits for the stream is refused by CUDA, and runs for good", "[gpu]") {
   if (no_gpu()) return;
