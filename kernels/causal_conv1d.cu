@@ -30,11 +30,15 @@ __global__ void __launch_bounds__(32 * warps, blocks_at_once) walk(Operands<T> p
   at.look_back(p);
   T* const to = y(row, at.c);
   const int stride = static_cast<int>(y.stride);
+  auto next = at.documents(p, 0);
   unsigned documents = 0;
   for (int t = 0; t < at.count; t += group, documents >>= group) {
     x.ask(t + ahead);
     mma::commit_copies();
-    if (t % 32 == 0) documents = at.documents(p, t);
+    if (t % 32 == 0) {
+      documents = at.begins(next);
+      next = at.documents(p, t + 32);
+    }
     wait_for_group();
     const Lanes<T>* const pieces = x(t);
     const auto token = [&](int i) {

@@ -122,12 +122,16 @@ struct Back {
   }
 
   __device__ void walk(const Stream<T, n>& x, const Stream<T, n>& dy) {
+    auto next = at.documents(p.in, 0);
     unsigned documents = 0, recent = 0;  // bit i: a document begins at the token i on; i back
     for (int t = 0; t < stop; t += group, documents >>= group) {
       x.ask(t + ahead);
       dy.ask(t + ahead);
       mma::commit_copies();
-      if (t % 32 == 0) documents = at.documents(p.in, t);
+      if (t % 32 == 0) {
+        documents = at.begins(next);
+        next = at.documents(p.in, t + 32);
+      }
       wait_for_group();
       const Lanes<T, n>*const pieces = x(t), *const dpieces = dy(t);
       const bool cut = documents % (1 << group) != 0 || recent % (1 << (past - 1)) != 0;

@@ -110,12 +110,17 @@ struct Walker {
       for (int j = 0; j < n; ++j) past[k - 1][j] = x[j];
     }
   }
-  /// Bit i: whether a document begins with token t + i of the tile.
-  __device__ unsigned documents(const Operands<T>& p, int t) const {
-    if (!p.document) return 0;
+  /// The document of token t + lane of the tile and that of the token before; read well before they are looked at.
+  struct Pair {
+    int32_t own = 0, before = 0;
+  };
+  __device__ Pair documents(const Operands<T>& p, int t) const {
     const int64_t token = begin + t + static_cast<int>(threadIdx.x);
-    return __ballot_sync(all_lanes, token < p.time && !p.continues(b, token));
+    if (!p.document || token <= 0 || token >= p.time) return {};
+    return {*p.document(b, token), *p.document(b, token - 1)};
   }
+  /// Bit i: whether a document begins with token t + i.
+  __device__ static unsigned begins(const Pair& of) { return __ballot_sync(all_lanes, of.own != of.before); }
   /// A document begins.
   __device__ void forget() {
 #pragma unroll
