@@ -75,6 +75,8 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
       progress_(stdout) {
   add_flags();
   flags_.parse(argc, argv);
+  check_usage(!options_.alone || mesh_.world.size() == 1, "{} is the work of one process, and {} were started", recipe_,
+              mesh_.world.size());
   std::chrono::duration<double> limit{0};
   try {
     if (!options_.time_limit.empty()) limit = parse_duration(options_.time_limit);
