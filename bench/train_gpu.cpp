@@ -4,9 +4,9 @@
 #include "adder/core/error.h"
 #include "adder/core/later.h"
 #include "adder/distributed/run.h"
-#include "adder/kernels/accumulate.h"
 #include "adder/layers/language_model_flags.h"
 #include "adder/optim/training_memory.h"
+#include "adder/optim/training_step.h"
 
 #include <fmt/format.h>
 
@@ -19,6 +19,7 @@ struct Options {
   int64_t batch = 32, micro_batch = 0, time = 2'048, steps = 20, warmup = 3;
   double peak = 989;
   bool breakdown = false;
+  std::string graph = "auto";
   layers::LanguageModelOptions model = {.vocabulary = 50'277, .pad_vocabulary = 16};
 };
 
@@ -36,13 +37,15 @@ Flags flags(Options& o) {
   flags.add("peak", o.peak, "TFLOP/s of which the share is printed: 989 is the dense bf16 peak of an H100 SXM or H200",
             {.min = 0.001});
   flags.add("breakdown", o.breakdown, "watch three more steps and print a table of their kernels");
+  flags.add("graph", o.graph, "a step as one CUDA graph; auto: if the model is small and the process alone",
+            {.choices = graph_choices});
   flags.add("vocabulary", o.model.vocabulary, "different tokens", {.min = 1});
   add_flags(flags, o.model);
   return flags;
 }
 
 // Random tokens on the device; one long document a row.
-std::vector<Batch> batches(const Options& o, Device device) {
+std::vector<Batch> batches(const Options& o, Device device, int64_t processes) {
   const Random random(1, "tokens");
   uint64_t drawn = 0;
   std::vector<Batch> all;
@@ -58,7 +61,7 @@ std::vector<Batch> batches(const Options& o, Device device) {
                       .targets = tokens(),
                       .document = zeros({rows, o.time}, DType::i32),
                       .counted = rows * o.time,
-                      .scale = full({1}, 1 / static_cast<double>(o.batch * o.time), DType::f64),
+                      .scale = full({1}, 1 / static_cast<double>(processes * o.batch * o.time), DType::f64),
                       .position = from_host({2}, std::array{0, static_cast<int32_t>(first)})};
     all.push_back(to_device(batch, device));
   }
@@ -142,23 +145,22 @@ int main(int argc, char** argv) try {
   check(!o.breakdown || processes == 1, "train_gpu: --breakdown is of one process, not of {}", processes);
   check(!o.breakdown || sees_activities(), "train_gpu: --breakdown needs CUPTI, a part of the CUDA toolkit that this "
                                            "build has not found");
+  check(!o.breakdown || o.graph != "on", "train_gpu: --breakdown watches kernels queued one by one, not --graph on");
+  if (o.breakdown) o.graph = "off";
   if (o.micro_batch == 0) o.micro_batch = o.batch;
   const Params params(run.device(), {.seed = run.seed(), .compute = run.dtype()});
   const layers::LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, run.mesh());
-  const auto data = batches(o, run.device());
+  const auto data = batches(o, run.device(), processes);
+  TrainingStep training_step(model, optimizer, run.mesh(), {.graph = o.graph});
   const TrainingMemory memory(params, optimizer);
-  const auto step = [&] {
-    Tensor loss = zeros({1}, DType::f32, run.device());
-    for (const Batch& batch : data) loss += backward(model.loss(batch));
-    optimizer.step(1e-4);
-    return loss;
-  };
+  const auto step = [&] { return training_step(data, 1e-4).loss; };
   const Timed t = timed(o, step);
   if (run.mesh().world.rank() != 0) return 0;
-  fmt::print("{}, {}; {} parameters, {} x {} tokens a step in {} micro-batches\n",
+  fmt::print("{}, {}; {} parameters, {} x {} tokens a step in {} micro-batches{}\n",
              run.device() == Device::cuda ? describe_gpu() : "CPU", name(run.dtype()), grouped(params.count()), o.batch,
-             o.time, data.size());
+             o.time, data.size(), training_step.is_graph() ? ", a CUDA graph" : "");
+  if (!training_step.refused().empty()) fmt::print("steps are no CUDA graph: {}\n", training_step.refused());
   if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty())
     fmt::print("{}\n", slow);
   print_speed(o, t, params, processes);

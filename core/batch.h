@@ -24,4 +24,18 @@ inline Batch to_device(const Batch& b, Device device) {
           .position = to_device(b.position, device)};
 }
 
+/// New tensors on a device, not initialised, for such batches to be copied into.
+inline Batch empty_like(const Batch& b, Device device) {
+  const auto empty = [&](const Tensor& t) { return t ? Tensor(t.shape(), t.dtype(), device) : Tensor(); };
+  return {.tokens = empty(b.tokens), .targets = empty(b.targets), .document = empty(b.document), .counted = b.counted,
+          .scale = empty(b.scale), .position = empty(b.position)};
+}
+
+/// to = from: the same members, of the same shapes, from any device to any device.
+inline void copy(const Batch& from, Batch& to) {
+  for (Tensor Batch::* t : {&Batch::tokens, &Batch::targets, &Batch::document, &Batch::scale, &Batch::position})
+    if (from.*t || to.*t) copy(from.*t, to.*t);
+  to.counted = from.counted;
+}
+
 }  // namespace adder

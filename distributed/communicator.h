@@ -6,10 +6,10 @@
 // neither and does what the formulas say, which is next to nothing.
 //
 // Results are the same bits on every member, on every device and from run to run: an element's sum is taken over the
-// members in the order of their ranks, in f64, and rounded once (i32: in 64 bits, modulo 2^32). MPI and NCCL only move
-// bytes, so neither their choice of algorithm nor arrival in another order can change a number. (NCCL's own sums have
-// an order that depends on size and machine, its authors say, and with NVLink multicast none that can be relied on;
-// its maximum loses NaN.)
+// members in the order of their ranks, in f64, and rounded once (bf16: to f32 first; i32: in 64 bits, modulo 2^32).
+// MPI and NCCL only move bytes, so neither their choice of algorithm nor arrival in another order can change a number.
+// (NCCL's own sums have an order that depends on size and machine, its authors say, and with NVLink multicast none that
+// can be relied on; its maximum loses NaN.)
 // Tensors of any size pass in chunks: no count reaches 2^31. Bytes that each of p members sends, for a tensor of n:
 // all_reduce 2 n (p - 1) / p, all_gather and reduce_scatter n (p - 1) / p with n the whole, broadcast n, shift n.
 #pragma once

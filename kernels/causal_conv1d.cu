@@ -11,20 +11,22 @@ namespace {
 
 using namespace conv;
 constexpr int threads = 256;
+constexpr int blocks_at_once = 4;  // of walkers on a processor: what the registers allow
 
 template <class T, int width, bool with_silu>
-__global__ void __launch_bounds__(32 * warps, forward_blocks) walk(Operands<T> p, int64_t tiles, Rows<T> y) {
+__global__ void __launch_bounds__(32 * warps, blocks_at_once) walk(Operands<T> p, int64_t tiles, Rows<T> y) {
+  constexpr int n = per_piece<T>;
   __shared__ Lanes<T> waiting[warps][depth][32];
-  Walker<T, width> at(p, tiles);
+  Walker<T, n, width> at(p, tiles);
   if (at.count == 0) return;
   const int64_t row = at.b * p.time + at.begin;
-  const Stream<T> x{&waiting[threadIdx.y][0][threadIdx.x], p.x(row, at.c), static_cast<int>(p.x.stride), at.count};
+  const Stream<T, n> x{&waiting[threadIdx.y][0][threadIdx.x], p.x(row, at.c), static_cast<int>(p.x.stride), at.count};
 #pragma unroll
   for (int t = 0; t < ahead; t += group) {
     x.ask(t);
     mma::commit_copies();
   }
-  const Taps<T, width> w(p, at.c);
+  const Taps<n, width> w(p, at.c);
   at.look_back(p);
   T* const to = y(row, at.c);
   const int stride = static_cast<int>(y.stride);
@@ -37,13 +39,13 @@ __global__ void __launch_bounds__(32 * warps, forward_blocks) walk(Operands<T> p
     const Lanes<T>* const pieces = x(t);
     const auto token = [&](int i) {
       const Lanes<T> piece = pieces[i * 32];
-      float now[n<T>], s[n<T>];
+      float now[n], s[n];
 #pragma unroll
-      for (int j = 0; j < n<T>; ++j) now[j] = piece[j];
+      for (int j = 0; j < n; ++j) now[j] = piece[j];
       at.sum(w, now, s);
       if constexpr (with_silu)
 #pragma unroll
-        for (int j = 0; j < n<T>; ++j) s[j] = silu<T>(s[j]);
+        for (int j = 0; j < n; ++j) s[j] = silu<T>(s[j]);
       write(to + (t + i) * stride, s, at.inside);
       at.pass(now);
     };
@@ -109,7 +111,7 @@ void causal_conv1d_forward(Cuda on, const CausalConv1d& conv, const Tensor& y, c
     const Operands<T> p(conv);
     const Rows<T> to(y);
     if (p.can_walk() && to.whole()) {
-      const int64_t across = (p.channels + columns<T> - 1) / columns<T>;
+      const int64_t across = (p.channels + columns<per_piece<T>> - 1) / columns<per_piece<T>>;
       const int64_t rows = (p.batch * p.tiles() + warps - 1) / warps;
       with_shape(p.width, p.silu, [&](auto width, auto with_silu) {
         launch(walk<T, width(), with_silu()>, blocks(rows * across, 1), dim3(32, warps), 0, on, p, p.tiles(), to);

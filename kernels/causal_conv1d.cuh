@@ -92,28 +92,16 @@ __device__ inline float sigmoid(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
   return math::reciprocal(1.0f + power);
 }
-/// max(x, -128): beyond it SiLU and its slope are 0, and at -infinity they would be NaN. NaN stays NaN.
+/// max(x, -128): beyond it SiLU is 0, and at -infinity it would be NaN. NaN stays NaN.
 __device__ inline float bounded_below(float x) {
   asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-128.0f));
   return x;
-}
-/// Also min(x, 128): beyond it the slope is 1.
-__device__ inline float bounded(float x) {
-  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(128.0f));
-  return bounded_below(x);
 }
 template <class T>
 __device__ float silu(float x) {
   if constexpr (sizeof(T) == 4) return math::silu(x);
   x = bounded_below(x);
   return x * sigmoid(x);
-}
-template <class T>
-__device__ float silu_gradient(float x) {
-  if constexpr (sizeof(T) == 4) return math::silu_gradient(x);
-  x = bounded(x);
-  const float s = sigmoid(x);
-  return fmaf(s, fmaf(-s, x, x), s);
 }
 
 }  // namespace adder::conv

@@ -12,6 +12,8 @@ namespace {
 
 using namespace conv;
 constexpr int threads = 256;
+constexpr int n = 4;               // channels of a walker: with 8 its sums leave too few warps to a processor
+constexpr int blocks_at_once = 4;  // of walkers on a processor: what the registers allow
 
 template <class T>
 struct Backward {
@@ -25,16 +27,27 @@ struct Backward {
   bool can_walk() const { return in.can_walk() && dy.whole() && dfinal.whole() && dx.whole() && dstate.whole(); }
 };
 
-// The sums of a walker, and dx of the tokens behind it as far as it is known.
-template <class T, int width>
+// Twice g = dy silu'(s), of half of s: then SiLU's slope is (1 + t + (1 - t²) s / 2) / 2 with t = tanh(s / 2), four
+// instructions in bf16, whose last bits the error of tanh.approx, 2^-11, does not reach. Halves and doubles are exact.
+template <class T, bool with_silu>
+__device__ float twice_g(float dy, float half) {
+  if constexpr (!with_silu) return 2 * dy;
+  if constexpr (sizeof(T) == 4) return 2 * (dy * math::silu_gradient(2 * half));
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(half));
+  return fmaf(dy, fmaf(fmaf(-t, t, 1.0f), half, t), dy);
+}
+
+// The sums of a walker, and dx of the tokens behind it as far as it is known. It counts in twice g and half the weights.
+template <int width>
 struct Sums {
-  float dx[width - 1][n<T>] = {};   // of the tokens t - 1, t - 2, ...
-  float sum[width + 1][n<T>] = {};  // of dweight, the newest tap first, and of dbias
+  float dx[width - 1][n] = {};   // of the tokens t - 1, t - 2, ...
+  float sum[width + 1][n] = {};  // of 2 dweight, the newest tap first, and of 2 dbias
 
   // Adds what g of a token gives to dx; `done` becomes dx of the token width - 1 before it.
-  __device__ void spread(const Taps<T, width>& w, const float (&g)[n<T>], int taps, float (&done)[n<T>]) {
+  __device__ void spread(const Taps<n, width>& w, const float (&g)[n], int taps, float (&done)[n]) {
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) {
+    for (int j = 0; j < n; ++j) {
 #pragma unroll
       for (int k = width - 1; k >= 0; --k) {
         const float before = k > 0 ? dx[k - 1][j] : 0.0f;
@@ -43,9 +56,9 @@ struct Sums {
       }
     }
   }
-  __device__ void add(const float (&g)[n<T>], const float (&x)[n<T>], const float (&past)[width - 1][n<T>]) {
+  __device__ void add(const float (&g)[n], const float (&x)[n], const float (&past)[width - 1][n]) {
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) {
+    for (int j = 0; j < n; ++j) {
       sum[width][j] += g[j];
 #pragma unroll
       for (int k = 0; k < width; ++k) sum[k][j] = fmaf(g[j], k == 0 ? x[j] : past[k - 1][j], sum[k][j]);
@@ -58,17 +71,17 @@ template <class T, int width, bool with_silu>
 struct Back {
   static constexpr int past = width - 1;
   const Backward<T>& p;
-  Walker<T, width>& at;
-  Sums<T, width>& sums;
-  const Taps<T, width> w;
+  Walker<T, n, width>& at;
+  Sums<width>& sums;
+  const Taps<n, width> w;
   // Tokens are counted from the tile's first: those before `known` have a g, the gradient of the final state holds
   // something for those from `last_inputs` on, and those before `plain` are the tile's and only dx is to be written.
   int stop, known, last_inputs, plain;
   T* to;
   int stride;
 
-  __device__ Back(const Backward<T>& p_, Walker<T, width>& at_, Sums<T, width>& sums_, int known_)
-      : p(p_), at(at_), sums(sums_), w(p.in, at.c), stop(at.count + past), known(known_) {
+  __device__ Back(const Backward<T>& p_, Walker<T, n, width>& at_, Sums<width>& sums_, int known_)
+      : p(p_), at(at_), sums(sums_), w(p.in, at.c, 0.5f), stop(at.count + past), known(known_) {
     last_inputs = p.dfinal ? static_cast<int>(min(p.in.final_begin(at.b) - at.begin, int64_t{stop})) : stop;
     plain = p.dx && !p.add_to_dx ? min(at.count, min(known, last_inputs)) : 0;
     to = p.dx(at.b * p.in.time + at.begin, at.c);
@@ -77,30 +90,30 @@ struct Back {
   }
 
   // g of the next token, which goes into the sums of the parameters' gradients if it is the tile's.
-  __device__ void enter(const Lanes<T>& x, const Lanes<T>& dy, bool counts, float (&g)[n<T>]) {
-    float now[n<T>], s[n<T>];
+  __device__ void enter(const Lanes<T, n>& x, const Lanes<T, n>& dy, bool counts, float (&g)[n]) {
+    float now[n], s[n];
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) now[j] = x[j];
+    for (int j = 0; j < n; ++j) now[j] = x[j];
     at.sum(w, now, s);
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) g[j] = with_silu ? dy[j] * silu_gradient<T>(s[j]) : dy[j];
+    for (int j = 0; j < n; ++j) g[j] = twice_g<T, with_silu>(dy[j], s[j]);
     if (counts) sums.add(g, now, at.past);
     at.pass(now);
   }
 
   // Stores dx of token u, known at last.
-  __device__ void leave(int u, float (&dx)[n<T>]) const {
+  __device__ void leave(int u, float (&dx)[n]) const {
     const int64_t b = at.b, token = at.begin + u;
     if (u >= last_inputs) {
-      const Lanes<T> last = read(p.dfinal(b * past + token - (p.in.time - past), at.c));
+      const Lanes<T, n> last = read<n>(p.dfinal(b * past + token - (p.in.time - past), at.c));
 #pragma unroll
-      for (int j = 0; j < n<T>; ++j) dx[j] += last[j];
+      for (int j = 0; j < n; ++j) dx[j] += last[j];
     }
     if (u >= 0 && p.dx) {
       if (p.add_to_dx) {
-        const Lanes<T> before = read<T>(to + u * stride);
+        const Lanes<T, n> before = read<n>(to + u * stride);
 #pragma unroll
-        for (int j = 0; j < n<T>; ++j) dx[j] += before[j];
+        for (int j = 0; j < n; ++j) dx[j] += before[j];
       }
       write(to + u * stride, dx, at.inside);
     } else if (token < 0 && p.dstate) {
@@ -108,7 +121,7 @@ struct Back {
     }
   }
 
-  __device__ void walk(const Stream<T>& x, const Stream<T>& dy) {
+  __device__ void walk(const Stream<T, n>& x, const Stream<T, n>& dy) {
     unsigned documents = 0, recent = 0;  // bit i: a document begins at the token i on; i back
     for (int t = 0; t < stop; t += group, documents >>= group) {
       x.ask(t + ahead);
@@ -116,13 +129,13 @@ struct Back {
       mma::commit_copies();
       if (t % 32 == 0) documents = at.documents(p.in, t);
       wait_for_group();
-      const Lanes<T>*const pieces = x(t), *const dpieces = dy(t);
+      const Lanes<T, n>*const pieces = x(t), *const dpieces = dy(t);
       const bool cut = documents % (1 << group) != 0 || recent % (1 << (past - 1)) != 0;
       if (!cut && t >= past && t + group <= plain) {
         recent <<= group;
 #pragma unroll
         for (int i = 0; i < group; ++i) {
-          float g[n<T>], dx[n<T>];
+          float g[n], dx[n];
           enter(pieces[i * 32], dpieces[i * 32], true, g);
           sums.spread(w, g, width, dx);
           write(to + (t + i - past) * stride, dx, at.inside);
@@ -133,7 +146,7 @@ struct Back {
           const unsigned begins = documents >> i & 1;
           recent = recent << 1 | begins;
           if (begins) at.forget();
-          float g[n<T>] = {}, dx[n<T>];
+          float g[n] = {}, dx[n];
           if (t + i < known) enter(pieces[i * 32], dpieces[i * 32], t + i < at.count, g);
           sums.spread(w, g, recent ? __ffs(static_cast<int>(recent)) : width, dx);
           leave(t + i - past, dx);
@@ -144,17 +157,17 @@ struct Back {
 };
 
 template <class T, int width, bool with_silu>
-__global__ void __launch_bounds__(32 * warps, backward_blocks) walk(Backward<T> p) {
-  __shared__ Lanes<T> waiting[warps][2][depth][32];
-  Walker<T, width> at(p.in, p.tiles);
-  Sums<T, width> sums;
+__global__ void __launch_bounds__(32 * warps, blocks_at_once) walk(Backward<T> p) {
+  __shared__ Lanes<T, n> waiting[warps][2][depth][32];
+  Walker<T, n, width> at(p.in, p.tiles);
+  Sums<width> sums;
   if (at.b < p.in.batch) {
     const int64_t row = at.b * p.in.time + at.begin;
     const int known = p.dy ? static_cast<int>(min(p.in.time - at.begin, int64_t{at.count + width - 1})) : 0;
-    Lanes<T>(*const room)[depth][32] = waiting[threadIdx.y];
+    Lanes<T, n>(*const room)[depth][32] = waiting[threadIdx.y];
     const T *const from = p.in.x(row, at.c), *const dfrom = p.dy ? p.dy(row, at.c) : from;  // without dy not read
-    const Stream<T> x{&room[0][0][threadIdx.x], from, static_cast<int>(p.in.x.stride), known};
-    const Stream<T> dy{&room[1][0][threadIdx.x], dfrom, static_cast<int>(p.dy.stride), known};
+    const Stream<T, n> x{&room[0][0][threadIdx.x], from, static_cast<int>(p.in.x.stride), known};
+    const Stream<T, n> dy{&room[1][0][threadIdx.x], dfrom, static_cast<int>(p.dy.stride), known};
 #pragma unroll
     for (int t = 0; t < ahead; t += group) {
       x.ask(t);
@@ -167,23 +180,23 @@ __global__ void __launch_bounds__(32 * warps, backward_blocks) walk(Backward<T> 
   if (p.partial == nullptr) return;
 
   // The sums of the block's tiles, in order, by way of the same memory.
-  constexpr int numbers = (width + 1) * columns<T>;
+  constexpr int numbers = (width + 1) * columns<n>;
   static_assert(sizeof(float) * warps * numbers <= sizeof(waiting));
   float* const parts = reinterpret_cast<float*>(waiting);
   __syncthreads();
 #pragma unroll
   for (int k = 0; k <= width; ++k)
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j)
-      parts[threadIdx.y * numbers + k * columns<T> + threadIdx.x * n<T> + j] = sums.sum[k][j];
+    for (int j = 0; j < n; ++j)
+      parts[threadIdx.y * numbers + k * columns<n> + threadIdx.x * n + j] = 0.5f * sums.sum[k][j];
   __syncthreads();
-  const int64_t across = (p.in.channels + columns<T> - 1) / columns<T>, row = blockIdx.x / across;
+  const int64_t across = (p.in.channels + columns<n> - 1) / columns<n>, row = blockIdx.x / across;
   for (int i = threadIdx.y * 32 + threadIdx.x; i < numbers; i += 32 * warps) {
-    const int64_t c = blockIdx.x % across * columns<T> + i % columns<T>;
+    const int64_t c = blockIdx.x % across * columns<n> + i % columns<n>;
     float sum = 0;
 #pragma unroll
     for (int tile_ = 0; tile_ < warps; ++tile_) sum += parts[tile_ * numbers + i];
-    if (c < p.in.channels) p.partial[(row * (width + 1) + i / columns<T>) * p.in.channels + c] = sum;
+    if (c < p.in.channels) p.partial[(row * (width + 1) + i / columns<n>) * p.in.channels + c] = sum;
   }
 }
 
@@ -267,7 +280,7 @@ __global__ void __launch_bounds__(32 * sharers) add_up(Parameters p) {
 
 template <class T>
 void run(Cuda on, const Backward<T>& p) {
-  const int64_t channels = p.in.channels, across = (channels + columns<T> - 1) / columns<T>;
+  const int64_t channels = p.in.channels, across = (channels + columns<n> - 1) / columns<n>;
   if (p.can_walk())
     return with_shape(p.in.width, p.in.silu, [&](auto width, auto with_silu) {
       launch(walk<T, width(), with_silu()>, blocks(p.rows * across, 1), dim3(32, warps), 0, on, p);

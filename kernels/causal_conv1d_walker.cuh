@@ -1,5 +1,5 @@
-// Walkers: a thread takes one piece of 16 bytes of a tile's channels and walks along time with its last inputs in
-// registers.
+// Walkers: a thread takes n of a tile's channels, which lie in one piece of 16 bytes or of 8, and walks along time with
+// its last inputs in registers.
 //
 // What it is to read waits in shared memory, put there by copies that it starts groups of tokens ahead. A processor's
 // part of an H200's copy bandwidth is some 20 KB read in the microsecond that memory may take to answer; its 12 to 16
@@ -17,63 +17,66 @@ namespace adder::conv {
 
 constexpr int group = 4;            // tokens whose copies start together
 constexpr int groups = 3;           // that a walker has room for: one that it looks at, the others on their way
-constexpr int forward_blocks = 4;   // on a processor at once: what the registers allow
-constexpr int backward_blocks = 3;
 
-template <class T>
-constexpr int n = per_piece<T>;  // channels of a walker
-template <class T>
-constexpr int columns = 32 * n<T>;  // of a block
+template <int n>
+constexpr int columns = 32 * n;  // channels of a block
 constexpr int depth = groups * group, ahead = depth - group;
 
-template <class T>
-__device__ Lanes<T> read(const T* from) {
-  return *reinterpret_cast<const Lanes<T>*>(from);
+template <int n, class T>
+__device__ Lanes<T, n> read(const T* from) {
+  return *reinterpret_cast<const Lanes<T, n>*>(from);
 }
 /// Writes x, rounded, if `really`: without a branch, which would keep the compiler from mixing one token with the next.
-template <class T>
-__device__ void write(T* to, const float (&x)[n<T>], bool really) {
-  const Lanes<T> p = Lanes<T>::of(x);
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
-               "r"(p.word[0]), "r"(p.word[1]), "r"(p.word[2]), "r"(p.word[3]), "r"(static_cast<unsigned>(really))
-               : "memory");
+template <class T, int n>
+__device__ void write(T* to, const float (&x)[n], bool really) {
+  const Lanes<T, n> p = Lanes<T, n>::of(x);
+  const auto yes = static_cast<unsigned>(really);
+  if constexpr (sizeof(p) == 16)
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+                 "r"(p.word[0]), "r"(p.word[1]), "r"(p.word[2]), "r"(p.word[3]), "r"(yes)
+                 : "memory");
+  else
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.b32 [%0], {%1, %2};}" ::"l"(to),
+                 "r"(p.word[0]), "r"(p.word[1]), "r"(yes)
+                 : "memory");
 }
 
-/// What a walker keeps of the weights.
-template <class T, int width>
+/// What a walker keeps of the weights, times `scale`.
+template <int n, int width>
 struct Taps {
-  float weight[width][n<T>], bias[n<T>];  // the newest first
+  float weight[width][n], bias[n];  // the newest first
 
-  __device__ Taps(const Operands<T>& p, int64_t channel) {
+  template <class T>
+  __device__ Taps(const Operands<T>& p, int64_t channel, float scale = 1) {
     const bool whole = width == 4 && p.weight.whole();
 #pragma unroll
-    for (int c = 0; c < n<T>; ++c) {
+    for (int c = 0; c < n; ++c) {
       const float* const row = p.weight(channel + c, 0);
-      const Lanes<float> all = whole ? read(row) : Lanes<float>{};
+      const Lanes<float> all = whole ? read<4>(row) : Lanes<float>{};
 #pragma unroll
-      for (int k = 0; k < width; ++k) weight[k][c] = whole ? all[width - 1 - k] : row[width - 1 - k];
-      bias[c] = p.bias ? p.bias[channel + c] : 0.0f;
+      for (int k = 0; k < width; ++k) weight[k][c] = scale * (whole ? all[width - 1 - k] : row[width - 1 - k]);
+      bias[c] = p.bias ? scale * p.bias[channel + c] : 0.0f;
     }
   }
 };
 
 /// The pieces of an operand that a walker reads, on their way through shared memory.
-template <class T>
+template <class T, int n>
 struct Stream {
-  Lanes<T>* pieces;  // of this lane: those of a warp's token lie side by side
+  Lanes<T, n>* pieces;  // of this lane: those of a warp's token lie side by side
   const T* from;     // the tile's first token
   int stride, end;   // tokens from `end` on are not read
 
   /// Starts copying the group at token t.
   __device__ void ask(int t) const {
-    Lanes<T>* const to = pieces + t % depth * 32;
+    Lanes<T, n>* const to = pieces + t % depth * 32;
     const int last = max(end - 1, 0);
 #pragma unroll
     for (int i = 0; i < group; ++i)
-      mma::copy_async(to + i * 32, from + min(t + i, last) * stride, t + i < end);
+      mma::copy_async<sizeof(*to)>(to + i * 32, from + min(t + i, last) * stride, t + i < end);
   }
   /// The group at token t: 32 pieces from one token to the next.
-  __device__ const Lanes<T>* operator()(int t) const { return pieces + t % depth * 32; }
+  __device__ const Lanes<T, n>* operator()(int t) const { return pieces + t % depth * 32; }
 };
 
 /// Waits for the copies of the group that is looked at next: `groups - 1` were committed after it.
@@ -81,30 +84,30 @@ __device__ inline void wait_for_group() { asm volatile("cp.async.wait_group %0;"
 
 /// A walker: its sequence, channels and tokens, and what it knows of the tokens behind it. All lanes of a warp walk;
 /// those past the last channel walk along the last ones and write nothing.
-template <class T, int width>
+template <class T, int n, int width>
 struct Walker {
   int64_t b, c, begin;          // the first channel and the first token
   int count;                    // tokens, 0 in a warp without a tile
   bool inside;                  // whether this lane writes
-  float past[width - 1][n<T>];  // the inputs t - 1, t - 2, ..., or zero
+  float past[width - 1][n];  // the inputs t - 1, t - 2, ..., or zero
 
   __device__ explicit Walker(const Operands<T>& p, int64_t tiles) {
-    const int64_t across = (p.channels + columns<T> - 1) / columns<T>;
+    const int64_t across = (p.channels + columns<n> - 1) / columns<n>;
     const int64_t i = blockIdx.x / across * warps + threadIdx.y;
     b = i / tiles;
     begin = i % tiles * tile;
     count = b < p.batch ? static_cast<int>(min(p.time - begin, int64_t{tile})) : 0;
-    c = blockIdx.x % across * columns<T> + threadIdx.x * n<T>;
+    c = blockIdx.x % across * columns<n> + threadIdx.x * n;
     inside = c < p.channels;
-    c = min(c, p.channels - n<T>);
+    c = min(c, p.channels - n);
   }
   __device__ void look_back(const Operands<T>& p) {
     const int64_t taps = p.taps(b, begin - 1);
 #pragma unroll
     for (int k = 1; k < width; ++k) {
-      const Lanes<T> x = k <= taps ? read(p.input(b, begin - k, c)) : Lanes<T>{};
+      const Lanes<T, n> x = k <= taps ? read<n>(p.input(b, begin - k, c)) : Lanes<T, n>{};
 #pragma unroll
-      for (int j = 0; j < n<T>; ++j) past[k - 1][j] = x[j];
+      for (int j = 0; j < n; ++j) past[k - 1][j] = x[j];
     }
   }
   /// Bit i: whether a document begins with token t + i of the tile.
@@ -118,21 +121,21 @@ struct Walker {
 #pragma unroll
     for (int k = 0; k < width - 1; ++k)
 #pragma unroll
-      for (int j = 0; j < n<T>; ++j) past[k][j] = 0.0f;
+      for (int j = 0; j < n; ++j) past[k][j] = 0.0f;
   }
   /// What SiLU is applied to, with input x.
-  __device__ void sum(const Taps<T, width>& w, const float (&x)[n<T>], float (&s)[n<T>]) const {
+  __device__ void sum(const Taps<n, width>& w, const float (&x)[n], float (&s)[n]) const {
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) {
+    for (int j = 0; j < n; ++j) {
       s[j] = fmaf(w.weight[0][j], x[j], w.bias[j]);
 #pragma unroll
       for (int k = 1; k < width; ++k) s[j] = fmaf(w.weight[k][j], past[k - 1][j], s[j]);
     }
   }
   /// x becomes the newest input.
-  __device__ void pass(const float (&x)[n<T>]) {
+  __device__ void pass(const float (&x)[n]) {
 #pragma unroll
-    for (int j = 0; j < n<T>; ++j) {
+    for (int j = 0; j < n; ++j) {
 #pragma unroll
       for (int k = width - 2; k > 0; --k) past[k][j] = past[k - 1][j];
       past[0][j] = x[j];

@@ -3,6 +3,7 @@
 #include "adder/kernels/mamba2_step.h"
 
 #include "adder/core/launch.cuh"
+#include "adder/kernels/causal_conv1d.cuh"
 #include "adder/kernels/few_rows.cuh"
 #include "adder/kernels/math.cuh"
 #include "adder/kernels/warp.cuh"
@@ -106,7 +107,7 @@ struct Convolution {
       s = fmaf(taps[k], value(past[k - 1]), s);
       *state(p, row, k) = k == 1 ? x : past[k - 2];
     }
-    return element<bf16>(p.silu ? math::silu(s) : s);
+    return element<bf16>(p.silu ? conv::silu<bf16>(s) : s);
   }
 };
 
@@ -186,17 +187,25 @@ few_rows::Weight weight_of(const Tensor& t) {
 
 bool fits(const Mamba2StepIn& in) {
   const CausalConv1dStep& c = in.conv;
-  const Shape rows{in.x.size(0), in.weight.size(1)}, state{in.x.size(0), c.weight.size(1) - 1, c.weight.size(0)};
+  const int64_t batch = in.x.size(0), parts = in.weight.size(0), width = in.weight.size(1);
+  const int64_t channels = c.weight.size(0), taps = c.weight.size(1);
+  const Shape rows{batch, width};
   const bool residual = !in.residual || (in.residual.shape() == rows && in.residual.contiguous() &&
                                          is(in.residual, DType::f32, 16));
-  return in.x.shape() == rows && in.x.contiguous() && is(in.x, DType::bf16, 8) && is(in.norm, DType::f32, 16) &&
-         residual && c.weight.contiguous() && c.weight.size(1) <= most_taps && c.state.shape() == state &&
-         c.state.contiguous() && is(c.state, DType::bf16, 2) && fits(in.weight, in.x.size(0));
+  const bool conv = taps <= most_taps && in.first >= 0 && in.first + channels <= parts && c.weight.contiguous() &&
+                    (!c.bias || c.bias.shape() == Shape{channels}) && c.state.contiguous() &&
+                    c.state.shape() == Shape{batch, taps - 1, channels} && is(c.state, DType::bf16, 2);
+  return in.x.shape() == rows && in.x.contiguous() && is(in.x, DType::bf16, 8) && in.norm.shape() == Shape{width} &&
+         is(in.norm, DType::f32, 16) && residual && conv && fits(in.weight, batch);
 }
 
 bool fits(const Mamba2StepOut& out) {
-  const auto fours = [](const Tensor& t) { return is(t, DType::bf16, 8) && t.stride(t.size(1)) % n == 0; };
-  return fours(out.y) && fours(out.z) && is(out.norm, DType::f32, 16) && fits(out.weight, out.y.size(0));
+  const int64_t batch = out.y.size(0), channels = out.weight.size(1);
+  const auto fours = [&](const Tensor& t) {
+    return t.shape() == Shape{batch, channels} && is(t, DType::bf16, 8) && t.stride(channels) % n == 0;
+  };
+  return fours(out.y) && fours(out.z) && out.norm.shape() == Shape{channels} && is(out.norm, DType::f32, 16) &&
+         fits(out.weight, batch);
 }
 
 std::array<Tensor, 2> mamba2_step_in(Cuda on, const Mamba2StepIn& in) {

@@ -91,12 +91,19 @@ __device__ inline float2 unpack(uint32_t both) {
 __device__ inline float2 load_pair(const bf16* p) { return unpack(*reinterpret_cast<const uint32_t*>(p)); }
 __device__ inline void store_pair(bf16* p, float low, float high) { *reinterpret_cast<uint32_t*>(p) = pack(low, high); }
 
-// Copies to shared memory that run beside the arithmetic, 16 bytes each.
+// Copies to shared memory that run beside the arithmetic, 16 or 8 bytes each.
 
 /// Zeros if not `there`; `from` is then not read but must be an address.
-__device__ inline void copy_async(void* to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
+template <int bytes = 16>
+__device__ void copy_async(void* to, const void* from, bool there) {
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(there ? bytes : 0), "n"(bytes)
+                 : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits for this thread's copies; a barrier makes them visible to the others.

@@ -75,6 +75,8 @@ class AdamW {
   Counts counts() const;
   void restore(const Counts& counts);
 
+  const Params& params() const { return params_; }
+
  private:
   // Flat memory of neighbours that are updated alike.
   struct Range {

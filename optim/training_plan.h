@@ -8,6 +8,7 @@
 namespace adder {
 
 /// Bytes as the memory pool hands them out; each step needs all of them together. The names are TrainingMemory's.
+/// A step that is a CUDA graph (training_step.h) keeps what activations took to itself: a validation takes its own.
 struct MemoryPlan {
   int64_t count = 0;                                 // of the parameters, not bytes
   int64_t parameters = 0, gradients = 0, moments = 0;  // parameters: with the rounded copies of a bf16 run

@@ -5,13 +5,12 @@
 #include "adder/data/witten_bell.h"
 #include "adder/distributed/machine.h"
 #include "adder/distributed/run.h"
-#include "adder/kernels/accumulate.h"
 #include "adder/layers/generate.h"
 #include "adder/layers/language_model_flags.h"
-#include "adder/optim/adamw.h"
 #include "adder/optim/schedule.h"
 #include "adder/optim/training_memory.h"
 #include "adder/optim/training_plan.h"
+#include "adder/optim/training_step.h"
 #include "adder/recipes/corpus.h"
 #include "adder/recipes/validation.h"
 
@@ -31,6 +30,7 @@ struct Options {
   std::string schedule = "cosine";
   double learning_rate = 1e-2, final_learning_rate = 1e-5, warmup = 0.1, decay = 0.2;
   double beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1, clip = 1;
+  std::string graph = "auto";
   int64_t validation_tokens = 100'000, validation_time = 1'024, validation_context = 256;
   layers::LanguageModelOptions model = {.layers = 4, .mixer = {.d_model = 128, .d_state = 32, .head_dim = 32}};
 };
@@ -68,6 +68,8 @@ Flags flags(Options& o) {
   flags.add("beta2", o.beta2, "AdamW's", {.min = 0, .max = 0.999999});
   flags.add("weight-decay", o.weight_decay, "of matrices, not of A_log, D, dt_bias, norms and biases", {.min = 0});
   flags.add("clip", o.clip, "largest global norm of the gradients; 0: any", {.min = 0});
+  flags.add("graph", o.graph, "on a GPU, a step is one CUDA graph; auto: if the model is small and the process alone",
+            {.choices = graph_choices, .may_change = true});
   return flags;
 }
 
@@ -112,6 +114,7 @@ int main(int argc, char** argv) try {
   Params params(run.device(), {.seed = run.seed(), .compute = run.dtype()});
   const LanguageModel model(params, run.mesh(), o.model);
   AdamW optimizer(params, run.mesh(), {.beta1 = o.beta1, .beta2 = o.beta2, .weight_decay = o.weight_decay});
+  TrainingStep step(model, optimizer, run.mesh(), {.clip = o.clip, .graph = o.graph});
   TokenFile data(corpus.train, run.mesh(),
                  {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(),
                   .tokenizer = tokenizer.name()});
@@ -130,10 +133,7 @@ int main(int argc, char** argv) try {
   const int64_t first = data.step() + 1;
   while (data.step() < o.steps && !run.stopping()) {
     const double learning_rate = rate(data.step());
-    Tensor loss = zeros({1}, DType::f32, run.device());
-    for (const Batch& batch : data.next()) loss += backward(model.loss(batch));
-    run.mesh().data.all_reduce(loss);
-    const Tensor norm = optimizer.step(learning_rate, {.clip = o.clip});
+    const auto [loss, norm] = step(data.next(), learning_rate);
     run.log(data.step(), {{"loss", loss},
                           {"grad_norm", norm},
                           {"learning_rate", learning_rate},
@@ -142,6 +142,7 @@ int main(int argc, char** argv) try {
           "step {}: the gradient was not finite ten times in a row, last with samples {} to {}; nothing is saved",
           data.step(), data.consumed_samples() - o.batch, data.consumed_samples() - 1);
     if (data.step() == first) run.log(data.step(), memory.parts());
+    if (data.step() == first + 1 && !step.refused().empty()) run.say("steps are no CUDA graph: " + step.refused());
     if (run.should_validate(data.step()))
       run.log(data.step(), {{"validation_loss", validate(model, some, run.mesh().data).nats_per_token}});
     if (run.should_save(data.step())) checkpoint.save(data.step());

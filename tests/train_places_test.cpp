@@ -8,6 +8,7 @@
 #include "adder/kernels/accumulate.h"
 #include "adder/layers/generate.h"
 #include "adder/optim/training_memory.h"
+#include "adder/optim/training_step.h"
 #include "adder/tests/places.h"
 #include "adder/tests/temporary_folder.h"
 
@@ -240,6 +241,59 @@ TEST_CASE("train places: a log of tensors has every step, whether or not it wait
     }
     CHECK(lines == std::vector<std::string>{"1", "2", "2v", "3", "4", "4v", "5"});
   }
+}
+
+TEST_CASE("train places: a TrainingStep has the bits of the loop that it stands for, as a graph on a GPU") {
+  for (const Place& place : places()) {
+    INFO(name(place));
+    const bool cuda = place.device == Device::cuda;
+    Training by_hand(place), other(place);
+    TrainingStep step(other.model, other.optimizer, Mesh{}, {.clip = 0.5, .graph = cuda ? "on" : "auto"});
+    for (int64_t i = 0; i < 10; ++i) {
+      std::vector<Batch> next = batches(i);
+      if (i == 0 || i == 6) fill(next[1].scale, std::nan(""));  // a step that is skipped, before and in the graph
+      if (i == 8) backward(other.model.loss(next[0]));         // gradients of another are dropped
+      const double learning_rate = 1e-3 * static_cast<double>(i + 1);
+      Tensor loss = zeros({1}, DType::f32, place.device);
+      for (const Batch& batch : next) loss += backward(by_hand.model.loss(batch));
+      const Tensor norm = by_hand.optimizer.step(learning_rate, {.clip = 0.5});
+      const auto result = step(next, learning_rate);
+      for (const Batch& batch : next) fill(batch.tokens, 0);  // the caller's again
+      CHECK(bitwise_equal(result.loss, loss));
+      CHECK(bitwise_equal(result.norm, norm));
+      CHECK(std::isfinite(item(norm)) == (i != 0 && i != 6));
+      CHECK(other.optimizer.skipped_in_a_row() == by_hand.optimizer.skipped_in_a_row());
+      CHECK(step.is_graph() == (cuda && i > 0));
+      CHECK_FALSE(gradient(other.params.all().front().tensor));
+      if (i % 3 == 1) {  // a validation, of other shapes
+        const Batch held_out{.tokens = tokens_of(3, 100, place.device), .targets = tokens_of(3, 100, place.device),
+                             .document = zeros({3, 100}, DType::i32)};
+        CHECK(bitwise_equal(other.model.token_losses(held_out), by_hand.model.token_losses(held_out)));
+      }
+    }
+    CHECK(step.refused().empty());
+    CHECK(other.optimizer.counts().applied == 8);
+    CHECK(item(other.optimizer.skipped()) == 2);
+    check_same_bits(other.everything(), by_hand.everything());
+  }
+}
+
+TEST_CASE("train places: a TrainingStep says what it cannot do") {
+  Training t(cpu_f32);
+  CHECK_THROWS_WITH(TrainingStep(t.model, t.optimizer, Mesh{}, {.graph = "on"}),
+                    ContainsSubstring("in one process on a GPU, not in 1 on the CPU"));
+  CHECK_THROWS_WITH(TrainingStep(t.model, t.optimizer, Mesh{}, {.graph = "often"}), ContainsSubstring("graph often"));
+  TrainingStep step(t.model, t.optimizer, Mesh{});
+  CHECK_THROWS_WITH(step({}, 1e-3), ContainsSubstring("no micro-batch"));
+  std::vector<Batch> next = batches(0);
+  step(next, 1e-3);
+  next.pop_back();
+  CHECK_THROWS_WITH(step(next, 1e-3), ContainsSubstring("1 micro-batches after 2"));
+  Batch& other = next.emplace_back(next[0]);
+  other.tokens = tokens_of(1, 7, Device::cpu);
+  CHECK_THROWS_WITH(step(next, 1e-3), ContainsSubstring("[1, 7]"));
+  CHECK(launch_bound(8 * 256, 128));       // ./adder train --size small --batch 8 --time 256
+  CHECK_FALSE(launch_bound(32 * 1024, 768));  // the default on a GPU
 }
 
 TEST_CASE("train places: steps in a row that are not finite are counted, on a GPU the first of them one step late") {

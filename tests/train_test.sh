@@ -20,7 +20,7 @@ for file in run.json metrics.jsonl loss.svg tokens_per_second.svg checkpoints/st
 done
 [[ $(ls whole/checkpoints | wc -l) == 2 ]] || fault "kept $(ls whole/checkpoints), not the last two"
 
-# Stopped by a signal after a few steps, resumed by the same command: the same run.
+# Stopped by a signal after a few steps, resumed by the same command: the same run, on a GPU as a graph or not.
 for signal in INT USR1; do
   "$recipes/train" "${small[@]}" --out "$signal" >stop.log 2>&1 &
   process=$!
@@ -28,7 +28,7 @@ for signal in INT USR1; do
   kill -"$signal" "$process"
   wait "$process" || fault "SIG$signal ended the run with status $?"
   grep -q 'the same command goes on from there' stop.log || fault "SIG$signal: no word on how to go on: $(cat stop.log)"
-  "$recipes/train" "${small[@]}" --out "$signal" >go.log
+  "$recipes/train" "${small[@]}" --out "$signal" --graph off >go.log
   [[ $(computed "$signal") == "$(computed whole)" ]] ||
     fault "stopped by SIG$signal and resumed is not the run that never stopped"
 done
@@ -38,6 +38,7 @@ before=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
 refuses 2 '--learning-rate was 0.01 and is now 0.1' train "${small[@]}" --out whole --learning-rate 0.1
 refuses 2 'stepz' train "${small[@]}" --out whole --stepz 3
 refuses 2 '--layers' train "${small[@]}" --out whole --layers none
+refuses 1 'in one process on a GPU, not in 1 on the CPU' train "${small[@]}" --out graph --device cpu --graph on
 refuses 1 'cannot be cut into heads of 7' train "${small[@]}" --out heads --head-dim 7
 after=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
 [[ $before == "$after" ]] || fault "a refused command changed the run folder"
