@@ -247,7 +247,8 @@ TEST_CASE("run: where a GPU has its own defaults, a run keeps those that it bega
     Flags flags("A test.");
     flags.add("steps", o.steps, "optimizer steps", {.on_gpu = "100"});
     words.insert(words.begin(), "build/train");
-    Run(static_cast<int>(words.size()), words.data(), flags, {.out = folder.path, .plans = true}).start({.steps = o.steps});
+    const RunOptions options{.out = folder.path, .plans = true};
+    Run(static_cast<int>(words.size()), words.data(), flags, options).start({.steps = o.steps});
     return o.steps;
   };
   printed([&] {
