@@ -75,6 +75,8 @@ Run::Run(int argc, const char* const* argv, Flags flags, RunOptions options)
       progress_(stdout) {
   add_flags();
   flags_.parse(argc, argv);
+  check_usage(!options_.alone || mesh_.world.size() == 1, "{} is the work of one process, and {} were started", recipe_,
+              mesh_.world.size());
   std::chrono::duration<double> limit{0};
   try {
     if (!options_.time_limit.empty()) limit = parse_duration(options_.time_limit);
@@ -185,8 +187,10 @@ void Run::settle_defaults() {
   if (!flags_.have_gpu_defaults()) return;
   if (options_.defaults.empty()) {
     std::string saved;
-    if (folder_ && !options_.fresh && folder_->has_checkpoint()) {
-      const Json options = Json::parse_or_null(folder_->saved().second);
+    const bool goes_on = mesh_.world.rank() == 0 && !options_.out.empty() && !options_.fresh &&
+                         RunFolder::has_checkpoint(options_.out);  // or would, were it no plan
+    if (goes_on) {
+      const Json options = Json::parse_or_null(RunFolder::saved(options_.out).second);
       const Json* const before = options.find("defaults");
       saved = before && before->is_string() ? before->string() : "cpu";
     }
@@ -197,8 +201,8 @@ void Run::settle_defaults() {
 }
 
 void Run::check_saved() {
-  if (options_.fresh || !folder_->has_checkpoint()) return;
-  const auto [recipe, saved] = folder_->saved();
+  if (options_.fresh || !RunFolder::has_checkpoint(options_.out)) return;
+  const auto [recipe, saved] = RunFolder::saved(options_.out);
   if (recipe.empty()) return;
   check_usage(recipe == recipe_, "run folder {} holds a run of {}, not of {}; choose another --out", options_.out,
               recipe, recipe_);

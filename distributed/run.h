@@ -54,6 +54,7 @@ struct RunOptions {
   int64_t validate_every = 0;   // --validate-every, in steps; 0: only when the recipe does so at its end
   int64_t save_every = 0;       // --save-every, in steps; 0: only at the end
   bool plans = false;           // whether the program knows --plan: see planning()
+  bool alone = false;           // whether the program is one process's work: several are refused
 };
 
 /// Where a run begins, or goes on.

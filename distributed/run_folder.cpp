@@ -90,19 +90,19 @@ RunFolder::RunFolder(std::string path) : path_(std::move(path)) {
   write_all(lock_, fmt::format("{} on {}\n", getpid(), host_name()), name);
 }
 
-bool RunFolder::has_checkpoint() const {
+bool RunFolder::has_checkpoint(const std::string& path) {
   std::error_code none;
-  const fs::directory_iterator entries(path_ + "/checkpoints", none);
+  const fs::directory_iterator entries(path + "/checkpoints", none);
   return !none && std::any_of(begin(entries), end(entries), is_checkpoint);
 }
 
-std::pair<std::string, std::string> RunFolder::saved() const {
-  std::ifstream file(path_ + "/run.json");
+std::pair<std::string, std::string> RunFolder::saved(const std::string& path) {
+  std::ifstream file(path + "/run.json");
   if (!file) return {};
   const Json json = Json::parse_or_null(rest_of(file));
   const Json *recipe = json.find("recipe"), *options = json.find("options");
   check(recipe && recipe->is_string() && options, "{}/run.json is damaged: it should hold a recipe and its options",
-        path_);
+        path);
   return {recipe->string(), options->text()};
 }
 

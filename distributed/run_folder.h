@@ -51,10 +51,10 @@ class RunFolder {
   explicit RunFolder(std::string path);
 
   const std::string& path() const { return path_; }
-  /// Whether there is a checkpoint, a folder checkpoints/step_N, to go on from.
-  bool has_checkpoint() const;
-  /// The recipe and the options (JSON) that run.json was started with; empty if there is no run.json.
-  std::pair<std::string, std::string> saved() const;
+  /// Whether a folder, locked or not, has a checkpoint, a folder checkpoints/step_N, to go on from.
+  static bool has_checkpoint(const std::string& path);
+  /// The recipe and the options (JSON) that its run.json was started with; empty if there is no run.json.
+  static std::pair<std::string, std::string> saved(const std::string& path);
 
   /// The run begins, or goes on, after `record.step` steps: metrics of later steps are cut off and run.json is written.
   /// At step 0 nothing of an earlier run is kept in either.

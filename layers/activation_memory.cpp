@@ -8,7 +8,7 @@
 namespace adder::layers {
 namespace {
 
-// On a GPU: tokens of an SSD's chunk; what an SSD that goes token by token takes for itself at most; what products take.
+// On a GPU: tokens of an SSD's chunk; what one that goes token by token takes for itself at most; what products take.
 constexpr int64_t chunk_on_gpu = 64, token_by_token = 1 << 30, product_workspace = 32 << 20;
 
 // The tensors of a block, in bytes.

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -23,18 +24,19 @@ struct Corpus {
 
 /// The shards of `folder`, made there if they are missing: from `text` (folders and files, data/text.h), or, without
 /// any, from at most `machine_text` MB of text found on this machine. One rank makes them, the others wait. Shards of
-/// other text are refused, or made again if `anew`.
+/// other text, or of more or less of this machine's, are refused, or made again if `anew`.
 inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string> text, double validation_share,
                              double machine_text, bool anew, Run& run) {
   const Corpus corpus{folder + "/train.h5", folder + "/validation.h5"};
-  const std::string origin = text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " "));
-  const std::string note = folder + "/made_from",
-                    made_from = fmt::format("{} (validation share {})", origin, validation_share);
+  const std::string origin = text.empty() ? "this machine's text" : fmt::format("{}", fmt::join(text, " ")),
+                    limit = text.empty() ? fmt::format(", at most {} MB", machine_text) : "",
+                    made_from = fmt::format("{} (validation share {}){}", origin, validation_share, limit),
+                    note = folder + "/made_from";
   if (std::filesystem::exists(corpus.train) && std::filesystem::exists(corpus.validation)) {
     std::string before;
     const bool other = [&] {
       std::ifstream file(note);
-      return std::getline(file, before) && before != made_from;
+      return std::getline(file, before) && !made_from.starts_with(before);  // older notes say nothing of a limit
     }();
     check(!other || anew, "{} was made from {}, not from {}; choose another folder with --data", folder, before,
           made_from);
@@ -55,7 +57,7 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
     text = {folder + "/text.jsonl.zst"};
     say("gathering text from this machine");
     const std::string repository = ADDER_SOURCE;  // where this was built, if it is still there
-    const auto bytes = static_cast<int64_t>(machine_text * 1e6);
+    const auto bytes = static_cast<int64_t>(std::min(machine_text, 1e9) * 1e6);
     for (const SourceReport& source :
          write_machine_text(text[0], {.repository = std::filesystem::exists(repository) ? repository : "",
                                       .wanted_bytes = std::min<int64_t>(bytes * 9 / 10, 8'000'000),

@@ -28,7 +28,7 @@ Flags flags(Options& o) {
 int main(int argc, char** argv) try {
   using hugging_face::Form;
   Options o;
-  Run run(argc, argv, flags(o), {.device = "cpu"});
+  Run run(argc, argv, flags(o), {.device = "cpu", .alone = true});
   const SavedRun saved = saved_run(o.run);
   Params params(run.device());
   const layers::LanguageModel model(params, run.mesh(), model_options(saved));

@@ -95,7 +95,7 @@ struct Speed {
 
 int main(int argc, char** argv) try {
   Options o;
-  Run run(argc, argv, flags(o));
+  Run run(argc, argv, flags(o), {.alone = true});
   const std::vector<std::string> begin = prompts(o);
   if (o.greedy) o.sampler.temperature = 0;
   o.sampler.seed = run.seed();

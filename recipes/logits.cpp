@@ -62,7 +62,7 @@ std::vector<std::vector<int32_t>> read_sequences(const std::string& path, int64_
 
 int main(int argc, char** argv) try {
   Options o;
-  Run run(argc, argv, flags(o), {.dtype = "f32"});
+  Run run(argc, argv, flags(o), {.dtype = "f32", .alone = true});
   layers::LanguageModelOptions options = hugging_face::read_options(o.model);
   if (o.norm_groups > 0) options.mixer.norm_groups = o.norm_groups;
   const auto sequences = read_sequences(o.tokens, options.vocabulary);

@@ -46,6 +46,9 @@ ends 2 --how nothing
 says 1 "error on rank"
 ends 0 --help
 says 1 "Ends in one way or another."
+program=$recipes/generate ends 2 --run nowhere
+says 1 "error on rank"
+says 1 "generate is the work of one process, and 4 were started"
 
 # A signal to the ranks, and a time limit, end all of them after the same step.
 ends 0 --how wait --time-limit 1s

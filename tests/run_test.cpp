@@ -247,7 +247,8 @@ TEST_CASE("run: where a GPU has its own defaults, a run keeps those that it bega
     Flags flags("A test.");
     flags.add("steps", o.steps, "optimizer steps", {.on_gpu = "100"});
     words.insert(words.begin(), "build/train");
-    Run(static_cast<int>(words.size()), words.data(), flags, {.out = folder.path}).start({.steps = o.steps});
+    const RunOptions options{.out = folder.path, .plans = true};
+    Run(static_cast<int>(words.size()), words.data(), flags, options).start({.steps = o.steps});
     return o.steps;
   };
   printed([&] {
@@ -255,6 +256,7 @@ TEST_CASE("run: where a GPU has its own defaults, a run keeps those that it bega
     CHECK(started({"--device", "cpu", "--defaults", "gpu"}) == 100);
     fs::create_directories(folder.path + "/checkpoints/step_4");
     CHECK(started({"--device", "cpu"}) == 100);
+    CHECK(started({"--device", "cpu", "--plan"}) == 100);
     CHECK_THROWS_WITH(started({"--device", "cpu", "--defaults", "cpu"}),
                       ContainsSubstring("--steps was 100 and is now 10"));
     CHECK(started({"--device", "cpu", "--fresh"}) == 10);

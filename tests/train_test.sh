@@ -52,6 +52,14 @@ for source in core optim; do
   grep -q "\"validation_nats_per_byte/$source\"" anew/metrics.jsonl || fault "no validation of $source: $(cat anew.log)"
 done
 
+# So is more or less of this machine's text, unless the shards do not say how much they were made of.
+note="this machine's text (validation share 0.2)"
+echo "$note, at most 8.5 MB" >anew/data/made_from
+refuses 1 "$note, at most 8.5 MB, not from $note, at most 3 MB" train "${small[@]:2}" --data anew/data --out less \
+  --machine-text 3
+echo "$note" >anew/data/made_from
+"$recipes/train" "${small[@]:2}" --data anew/data --out less --machine-text 3 >less.log || fault "$(cat less.log)"
+
 # A run that diverges says so, and saves nothing, though its tenth lost step is the last one and one to save.
 refuses 1 'step 11: the gradient was not finite ten times in a row, last with samples 40 to 43' train "${small[@]}" \
   --out lost --learning-rate 1e30 --warmup 0 --clip 0 --steps 11 --save-every 11 --validate-every 0
