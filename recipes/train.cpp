@@ -99,9 +99,37 @@ void print_plan(const Options& o, const std::string& train_shard, Run& run) {
   if (run.mesh().world.rank() == 0) run.say(describe(plan));
 }
 
+// How good the model became, on all held-out text, and a page by it.
+void report(const LanguageModel& model, const Corpus& corpus, HeldOutOptions held_out, int64_t step, Run& run) {
+  run.say("validating on all held-out text");
+  held_out.tokens = 0;  // all
+  const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);
+  std::vector<Logged> by_source = {{"validation_nats_per_byte", v.nats_per_byte}};
+  for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
+  run.log(step, by_source);
+  const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
+  run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})",
+                      v.nats_per_byte, v.nats_per_byte / std::numbers::ln2, counts));
+  run.say("\nTexts by the model, from their first bytes:");
+  const ByteTokenizer tokenizer;
+  const Tensor start = from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device());
+  for (int64_t left = 1500, text = 0; left > 0; ++text) {  // bytes of a page
+    const auto tokens = layers::generate(
+        model, start, {.tokens = left, .end = tokenizer.end_of_document(),
+                       .sampler = {.temperature = 0.8, .seed = run.seed() + static_cast<uint64_t>(text)}})[0];
+    Utf8Stream utf8;
+    run.say(utf8.add(tokenizer.decode(tokens)) + utf8.finish() + "\n");
+    left -= static_cast<int64_t>(tokens.size());
+  }
+  run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() +
+          " --prompt 'The '");
+}
+
 int main(int argc, char** argv) try {
   Options o;
   Run run(argc, argv, flags(o), {.out = "runs/train", .validate_every = 500, .save_every = 500, .plans = true});
+  check_usage(o.graph != "on" || (run.device() == Device::cuda && run.mesh().world.size() == 1),
+              "--graph on: a step can be a CUDA graph in one process on a GPU");
   o.micro_batch = std::min(o.micro_batch, std::max<int64_t>(1, o.batch / run.mesh().data.size()));
   const Schedule rate = schedule(o);
   const ByteTokenizer tokenizer;
@@ -118,14 +146,15 @@ int main(int argc, char** argv) try {
   TokenFile data(corpus.train, run.mesh(),
                  {.batch = o.batch, .micro_batch = o.micro_batch, .time = o.time, .seed = run.seed(),
                   .tokenizer = tokenizer.name()});
-  HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context,
+  const HeldOutOptions held_out{.batch = o.micro_batch, .time = o.validation_time, .context = o.validation_context,
                           .tokens = o.validation_tokens, .tokenizer = tokenizer.name()};
   const HeldOut some(corpus.validation, held_out);
   Checkpoint checkpoint(run.folder(), {state(params), optimizer.state(), data.state()},
                         {.fresh = run.fresh(), .ranks = checkpoint_ranks(run.mesh().world)});  // resumes here
 
   if (const std::string slow = slow_on_gpu(o.model.mixer); run.dtype() == DType::bf16 && !slow.empty()) run.say(slow);
-  run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", params.count(), data.shard().tokens(),
+  run.say(fmt::format("{} parameters, {} training tokens, {:.2f} epochs", grouped(params.count()),
+                      grouped(data.shard().tokens()),
                       static_cast<double>(o.steps * o.batch) / static_cast<double>(data.samples_per_epoch())));
   run.start({.step = data.step(), .steps = o.steps, .tokens_per_step = o.batch * o.time,
              .flops_per_token = o.model.training_flops()});
@@ -149,29 +178,7 @@ int main(int argc, char** argv) try {
   }
   checkpoint.save(data.step());
 
-  if (data.step() == o.steps) {  // to the end, not stopped
-    run.say("validating on all held-out text");
-    held_out.tokens = 0;  // all
-    const Validation v = validate(model, HeldOut(corpus.validation, held_out), run.mesh().data);
-    std::vector<Logged> by_source = {{"validation_nats_per_byte", v.nats_per_byte}};
-    for (const auto& [source, nats] : v.by_source) by_source.emplace_back("validation_nats_per_byte/" + source, nats);
-    run.log(data.step(), by_source);
-    const double counts = witten_bell_bits_per_byte(TokenShard(corpus.train), TokenShard(corpus.validation), 5);
-    run.say(fmt::format("validation: {:.4f} nats per byte, {:.4f} bits per byte (order-5 counts: {:.4f})",
-                        v.nats_per_byte, v.nats_per_byte / std::numbers::ln2, counts));
-    run.say("\nTexts by the model, from their first bytes:");
-    const Tensor start = from_host({1, 1}, std::vector<int32_t>{tokenizer.end_of_document()}, run.device());
-    for (int64_t left = 1500, text = 0; left > 0; ++text) {  // bytes of a page
-      const auto tokens = layers::generate(
-          model, start, {.tokens = left, .end = tokenizer.end_of_document(),
-                         .sampler = {.temperature = 0.8, .seed = run.seed() + static_cast<uint64_t>(text)}})[0];
-      Utf8Stream utf8;
-      run.say(utf8.add(tokenizer.decode(tokens)) + utf8.finish() + "\n");
-      left -= static_cast<int64_t>(tokens.size());
-    }
-    run.say("the run is in " + run.folder() + "; more text: ./adder generate --run " + run.folder() +
-            " --prompt 'The '");
-  }
+  if (data.step() == o.steps) report(model, corpus, held_out, data.step(), run);  // not stopped
   run.finish();
   return 0;
 } catch (...) {
