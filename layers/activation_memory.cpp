@@ -2,6 +2,7 @@
 
 #include "adder/core/memory.h"
 #include "adder/kernels/cross_entropy.h"
+#include "adder/kernels/ssd/chunked.h"
 
 #include <algorithm>
 
@@ -42,9 +43,7 @@ int64_t scan_scratch(const Sizes& s) {
     const int64_t before_gate = m.rms_norm ? 0 : s.scanned;
     return s.states + products + skip + before_gate + 3 * s.room(m.heads(), s.wide);
   }
-  const bool in_chunks = s.batch.dtype == DType::bf16 && m.head_dim <= 64 && m.head_dim % 8 == 0 && m.d_state <= 128 &&
-                         m.d_state % 8 == 0;
-  if (!in_chunks) return token_by_token;
+  if (s.batch.dtype != DType::bf16 || !ssd::chunked::takes(m.head_dim, m.d_state)) return token_by_token;
   const int64_t tile = 64 * (m.d_state <= 64 ? 64 : 128);
   // Few chunks are worked on by several blocks, each of which leaves its part of dB and dC.
   const int64_t parts = std::clamp<int64_t>(512 / (s.chunks * m.groups), 1, m.heads() / m.groups);

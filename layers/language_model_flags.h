@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adder/distributed/flags.h"
+#include "adder/kernels/ssd/chunked.h"
 #include "adder/layers/language_model_sizes.h"
 
 #include <memory>
@@ -64,7 +65,7 @@ inline void add_flags(Flags& flags, layers::LanguageModelOptions& o, double* lea
 /// What to say before such a model is trained in bf16 on a GPU, if its SSD is slow there (kernels/ssd/chunked.h);
 /// otherwise empty.
 inline std::string slow_on_gpu(const layers::Mamba2Options& m) {
-  if (m.head_dim <= 64 && m.d_state <= 128 && m.head_dim % 8 == 0 && m.d_state % 8 == 0) return {};
+  if (ssd::chunked::takes(m.head_dim, m.d_state)) return {};
   return fmt::format("with --head-dim {} and --d-state {} the SSD goes token by token, slowly: its kernels for tensor "
                      "cores take multiples of 8, up to 64 and 128", m.head_dim, m.d_state);
 }

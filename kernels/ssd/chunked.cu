@@ -42,8 +42,8 @@ int64_t shared_memory() {
 bool fits(const Ssd& op) {
   const int64_t P = op.x.size(3), N = op.B.size(3);
   const bool pairs = !op.z || (on_bytes(op.z, 4) && op.z.stride(op.x.size(2) * P) % 2 == 0);
-  return op.x.dtype() == DType::bf16 && P % 8 == 0 && P <= P_tile && N % 8 == 0 && N <= 128 && whole_rows(op.x) &&
-         whole_rows(op.B) && whole_rows(op.C) && pairs && op.x.size(1) < std::numeric_limits<int>::max() &&
+  return op.x.dtype() == DType::bf16 && takes(P, N) && op.x.size(1) < std::numeric_limits<int>::max() &&
+         whole_rows(op.x) && whole_rows(op.B) && whole_rows(op.C) && pairs &&
          gradients_shared(static_cast<int>(N)) <= shared_memory();
 }
 bool fits(const SsdGradients& to) { return whole_rows(to.x) && whole_rows(to.B) && whole_rows(to.C); }

@@ -32,6 +32,10 @@
 
 namespace adder::ssd::chunked {
 
+/// Whether it is made for such heads and states.
+inline bool takes(int64_t head_dim, int64_t state) {
+  return head_dim <= 64 && head_dim % 8 == 0 && state <= 128 && state % 8 == 0;
+}
 /// Whether operands (dtype, sizes, 16-byte alignment) and GPU (shared memory) suit it.
 bool fits(const Ssd& op);
 /// The same of where the gradients go; forward does not know, but keeps the same for both ways of doing it.
