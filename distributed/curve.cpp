@@ -27,12 +27,13 @@ std::string escaped(const std::string& text) {
   return result;
 }
 
-// 12,500 and 0.05 as one writes them; 2M, 1.5B and 3e-05 where they would be long.
+// 12,500 and 0.05 as one writes them; 300k, 2M, 1.5B and 3e-05 where they would be long.
 std::string label(double value) {
   const double size = std::abs(value);
   if (size >= 1e12 || (size > 0 && size < 1e-3)) return fmt::format("{:.3g}", value);
   if (size >= 1e9) return fmt::format("{:.4g}B", value / 1e9);
   if (size >= 1e6) return fmt::format("{:.4g}M", value / 1e6);
+  if (size >= 1e5) return fmt::format("{:.6g}k", value / 1e3);
   if (size < 1000 || size != std::floor(size)) return fmt::format("{:.6g}", value);
   const auto whole = static_cast<int64_t>(size);
   return fmt::format("{}{},{:03}", value < 0 ? "-" : "", whole / 1000, whole % 1000);

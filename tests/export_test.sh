@@ -12,12 +12,12 @@ for form in transformers state-spaces; do
   "$recipes/export" --run run --form "$form" --out "$form" >export.log
   "$recipes/export" --run run --form "$form" --out "$form-again" >export.log
   diff -r "$form" "$form-again" || fault "$form: two exports of one run differ"
-  "$recipes/logits" --model "$form" --tokens ids.txt --out "$form.h5" >logits.log
+  "$recipes/logits" --device cpu --model "$form" --tokens ids.txt --out "$form.h5" >logits.log
   grep -q 'logits of 2 sequences' logits.log || fault "$form: $(cat logits.log)"
   "$same_logits" run ids.txt "$form.h5" || fault "$form: other logits than the run's"
 done
 # Numbers of another model, or of other tokens, are told from these.
-"$recipes/logits" --model transformers --tokens ids.txt --norm-groups 1 --out other.h5 >logits.log
+"$recipes/logits" --device cpu --model transformers --tokens ids.txt --norm-groups 1 --out other.h5 >logits.log
 ! "$same_logits" run ids.txt other.h5 2>/dev/null || fault "another norm gives the same logits"
 printf '1 2 3 255\n0\n' >other.txt
 ! "$same_logits" run other.txt transformers.h5 2>/dev/null || fault "other tokens give the same logits"
