@@ -203,7 +203,7 @@ bool line(const Subject& subject, const std::vector<std::string>& columns, const
 
 int main(int argc, char** argv) try {
   Options o;
-  const Run run(argc, argv, flags(o));
+  const Run run(argc, argv, flags(o), {.alone = true});
   check(run.device() == Device::cuda, "bench accuracy: there is no GPU to compare with the CPU");
   fmt::print("{}, {} against f64 on the CPU: relative RMS error / e0, in thousandths\n", describe_gpu(),
              name(run.dtype()));

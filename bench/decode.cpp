@@ -114,7 +114,7 @@ double time_a_token(layers::Decoder& decoder, const Options& o) {
 
 int main(int argc, char** argv) try {
   Options o;
-  const Run run(argc, argv, flags(o));
+  const Run run(argc, argv, flags(o), {.alone = true});
   const Device device = run.device();
   const Params params(device, {.seed = run.seed(), .compute = run.dtype()});
   const layers::LanguageModel model(params, run.mesh(), o.model);

@@ -211,7 +211,7 @@ void linear(const Bench& bench, const std::string& name, int64_t rows, int64_t i
 
 int main(int argc, char** argv) try {
   Options o;
-  const Run run(argc, argv, flags(o));
+  const Run run(argc, argv, flags(o), {.alone = true});
   check(gpu_count() > 0, "bench kernels: there is no GPU to measure");
   const Bench bench(o.filter, o.repeats);
   for (const int64_t groups : {1, 8}) ssd(bench, {8, 4096, 80, 64, 128, groups});

@@ -92,7 +92,7 @@ void print_ssd(const Options& o, double sgemm) {
 
 int main(int argc, char** argv) try {
   Options o;
-  const Run run(argc, argv, flags(o), {.device = "cpu"});
+  const Run run(argc, argv, flags(o), {.device = "cpu", .alone = true});
   const double sgemm = sgemm_flops();
   Params params(run.device(), {.seed = run.seed()});
   const layers::LanguageModel model(params, run.mesh(), o.model);

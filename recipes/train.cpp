@@ -41,7 +41,8 @@ Flags flags(Options& o) {
               "./adder train --text ~/notes --steps 5000 --out runs/notes");
   flags.group("Text");
   flags.add("text", o.text, "folders, .jsonl[.zst] or text files; none: text found on this machine");
-  flags.add("machine-text", o.machine_text, "MB of text found on this machine, at most", {.min = 0.1, .on_gpu = "40"});
+  flags.add("machine-text", o.machine_text, "MB of text found on this machine, at most",
+            {.min = 0.1, .max = 1e6, .on_gpu = "40"});
   flags.add("data", o.data, "folder of the token shards train.h5 and validation.h5, made if missing; default: OUT/data",
             {.may_change = true});
   flags.add("validation-share", o.validation_share, "share of the documents kept for validation",
