@@ -1,8 +1,8 @@
 // Backward.
 // Floor, N = batch x time x channels, bf16: 6 N bytes (x, dy in; dx out) at memory speed. Of 64 tokens walkers read
 // 2 (width - 1) of x and width - 1 of dy twice, and they write 4 (width + 1) bytes of partial sums per channel and 256
-// tokens, which are read once. Instructions come second: some 31 an element at width 4, half of what the memory's time
-// allows. The plain kernels write g = dy silu'(s) in f32 and read it again width times, out of cache.
+// tokens, which are read once. Instructions come second, which is why SiLU's slope takes few. The plain kernels write
+// g = dy silu'(s) in f32 and read it again width times, out of cache.
 #include "adder/kernels/causal_conv1d_walker.cuh"
 
 #include "adder/core/launch.cuh"
@@ -28,7 +28,7 @@ struct Backward {
 };
 
 // Twice g = dy silu'(s), of half of s: then SiLU's slope is (1 + t + (1 - t²) s / 2) / 2 with t = tanh(s / 2), four
-// instructions in bf16, whose last bits the error of tanh.approx, 2^-11, does not reach. Halves and doubles are exact.
+// instructions in bf16. tanh.approx is right to 2^-11, dx is rounded to 2^-9. Halves and doubles are exact.
 template <class T, bool with_silu>
 __device__ float twice_g(float dy, float half) {
   if constexpr (!with_silu) return 2 * dy;

@@ -2,9 +2,9 @@
 // its last inputs in registers.
 //
 // What it is to read waits in shared memory, put there by copies that it starts groups of tokens ahead. A processor's
-// part of an H200's copy bandwidth is some 20 KB read in the microsecond that memory may take to answer; its 12 to 16
-// warps have 8 to 12 tokens of 512 bytes and of each operand on their way, for which the registers beside weights and
-// sums would not do. Nobody but the thread that started a copy looks at it, so there is no barrier.
+// part of an H200's copy bandwidth is some 20 KB read in the microsecond that memory may take to answer; its 16 warps
+// have 8 to 12 tokens on their way, of 512 bytes of x forward, of 256 of x and of dy backward, for which the registers
+// beside weights and sums would not do. Nobody but the thread that started a copy looks at it, so there is no barrier.
 //
 // A group of tokens in which no document begins and no tile ends is straight code; others go token by token.
 #pragma once

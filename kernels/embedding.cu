@@ -90,6 +90,7 @@ __global__ void sum_chunks(Sort s, int64_t chunks) {
       sum += here[k];
     }
   }
+  // Where a token stands in the list is chance; its sum is that of one block, wherever it stands.
   if (sum > few) s.often[1 + atomicAdd(s.often, 1)] = static_cast<int32_t>(v);
   int32_t total = 0;
   const int32_t before = block_scan(sum, total) - sum;

@@ -37,6 +37,7 @@ done
 # Changed flags are refused, and nothing is overwritten.
 before=$(cd whole && find . -type f ! -name lock -exec sha256sum {} + | sort)
 refuses 2 '--learning-rate was' train "${small[@]}" --out whole --learning-rate 0.1
+grep -qE -- '--learning-rate was 0\.(01|0015) and is now 0\.1;' err.log || fault "not both values: $(cat err.log)"
 refuses 2 'stepz' train "${small[@]}" --out whole --stepz 3
 refuses 2 '--layers' train "${small[@]}" --out whole --layers none
 refuses 2 '--graph on: a step can be a CUDA graph in one process' train "${small[@]}" --out graph --device cpu \
