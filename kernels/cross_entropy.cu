@@ -130,12 +130,15 @@ __device__ float power(float x) {
 
 constexpr int forward_threads = 256;
 
+// From the last columns to the first, all rows side by side: the cache still holds those that the product wrote last,
+// and then those that backward, which goes from the first to the last, reads first.
 __global__ void __launch_bounds__(forward_threads, at_once) forward(Forward p) {
   constexpr int pieces = 4, step = forward_threads * n;
   const int64_t i = blockIdx.x;
   const int columns = p.logits.columns, start = static_cast<int>(threadIdx.x) * n;
+  int first = start + max(columns - 1 - start, 0) / (step * pieces) * (step * pieces);
   float next[pieces][n];
-  p.logits.load(i, start, step, next);
+  p.logits.load(i, first, step, next);
   const int32_t target = p.target[i];
   if (target < 0 || target >= columns) {  // the whole block; not counted, or wrong
     if (threadIdx.x == 0) p.loss[i] = p.lse[i] = target == not_counted ? 0.0f : NAN;
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(forward_threads, at_once) forward(Forward p) {
   }
   const float chosen = p.logits.data[i * p.logits.pitch + target];
   Sum s;
-  for (int first = start; first < columns; first += step * pieces) {
+  for (; first >= 0; first -= step * pieces) {
     float x[pieces][n], most = s.most;
 #pragma unroll
     for (int k = 0; k < pieces; ++k)
@@ -152,7 +155,7 @@ __global__ void __launch_bounds__(forward_threads, at_once) forward(Forward p) {
         x[k][c] = next[k][c];
         most = fmaxf(most, x[k][c]);
       }
-    p.logits.load(i, first + step * pieces, step, next);
+    if (first >= step * pieces) p.logits.load(i, first - step * pieces, step, next);
     s.raise(most);
 #pragma unroll
     for (int k = 0; k < pieces; ++k)
