@@ -63,14 +63,15 @@ struct Rows {
     }
   }
 
-  /// Columns [j, min(j + n, end)) of row i = x, rounded.
+  /// Columns [j, min(j + n, end)) of row i = x, rounded; what is read next is long out of the cache when they are.
   __device__ void store(int64_t i, int j, const float (&x)[n]) const {
     T* p = data + i * pitch + j;
     if (aligned && j + n <= columns) {
       Four<T> four;
 #pragma unroll
       for (int c = 0; c < n; ++c) four.v[c] = element<T>(x[c]);
-      *reinterpret_cast<Four<T>*>(p) = four;
+      using Piece = std::conditional_t<sizeof(four) == 16, uint4, uint2>;
+      __stcs(reinterpret_cast<Piece*>(p), *reinterpret_cast<const Piece*>(&four));
     } else {
 #pragma unroll
       for (int c = 0; c < n; ++c)
