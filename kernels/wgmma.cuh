@@ -71,6 +71,15 @@ __device__ void hold(float (&s)[tiles][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(s[t][i])::"memory");
 }
 
+/// The same of a left operand that ordinary code has made.
+template <int count>
+__device__ void hold(Left (&a)[count]) {
+#pragma unroll
+  for (int k = 0; k < count; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k].r[i])::"memory");
+}
+
 /// Until at most `pending` of the committed groups are under way; the sums named may then be read.
 template <int pending, class... Sums>
 __device__ void wait(Sums&... sums) {
@@ -143,6 +152,47 @@ __device__ void multiply_add(float (&s)[16][4], const Left& a, Operand b, bool a
         "+f"(s[14][0]), "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]),
         "+f"(s[15][0]), "+f"(s[15][1]), "+f"(s[15][2]), "+f"(s[15][3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits), "r"(int{add}), "n"(right_across));
+}
+
+/// Two products with the left operand in common, which is then read once: the right operands lie one under the other
+/// in panels of 128 rows, those of `low` first.
+template <bool left_across>
+__device__ void multiply_add(float (&low)[8][4], float (&high)[8][4], Operand a, Operand b, bool add = true) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, %67, 0;\n}\n"
+      : "+f"(low[0][0]), "+f"(low[0][1]), "+f"(low[0][2]), "+f"(low[0][3]),
+        "+f"(low[1][0]), "+f"(low[1][1]), "+f"(low[1][2]), "+f"(low[1][3]),
+        "+f"(low[2][0]), "+f"(low[2][1]), "+f"(low[2][2]), "+f"(low[2][3]),
+        "+f"(low[3][0]), "+f"(low[3][1]), "+f"(low[3][2]), "+f"(low[3][3]),
+        "+f"(low[4][0]), "+f"(low[4][1]), "+f"(low[4][2]), "+f"(low[4][3]),
+        "+f"(low[5][0]), "+f"(low[5][1]), "+f"(low[5][2]), "+f"(low[5][3]),
+        "+f"(low[6][0]), "+f"(low[6][1]), "+f"(low[6][2]), "+f"(low[6][3]),
+        "+f"(low[7][0]), "+f"(low[7][1]), "+f"(low[7][2]), "+f"(low[7][3]),
+        "+f"(high[0][0]), "+f"(high[0][1]), "+f"(high[0][2]), "+f"(high[0][3]),
+        "+f"(high[1][0]), "+f"(high[1][1]), "+f"(high[1][2]), "+f"(high[1][3]),
+        "+f"(high[2][0]), "+f"(high[2][1]), "+f"(high[2][2]), "+f"(high[2][3]),
+        "+f"(high[3][0]), "+f"(high[3][1]), "+f"(high[3][2]), "+f"(high[3][3]),
+        "+f"(high[4][0]), "+f"(high[4][1]), "+f"(high[4][2]), "+f"(high[4][3]),
+        "+f"(high[5][0]), "+f"(high[5][1]), "+f"(high[5][2]), "+f"(high[5][3]),
+        "+f"(high[6][0]), "+f"(high[6][1]), "+f"(high[6][2]), "+f"(high[6][3]),
+        "+f"(high[7][0]), "+f"(high[7][1]), "+f"(high[7][2]), "+f"(high[7][3])
+      : "l"(a.bits), "l"(b.bits), "r"(int{add}), "n"(left_across));
+}
+
+/// The first `rows` rows of `width` elements, `stride` apart, into panels of 64 rows, the beginnings of which lie
+/// `apart` elements from each other; zeros around them. By all threads.
+template <int threads, int columns, int apart = 64 * panel>
+__device__ void copy_panels_async(bf16* to, const bf16* from, int64_t stride, int rows, int width) {
+#pragma unroll
+  for (int n = 0; n < columns / panel; ++n)
+    mma::copy_tile_async<threads>(mma::Tile<panel>{to + n * apart}, from + n * panel, stride, rows,
+                                  width - n * panel);
 }
 
 }  // namespace adder::wgmma
