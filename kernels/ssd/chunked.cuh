@@ -6,6 +6,9 @@
 #include "adder/kernels/ssd/chunked.h"
 #include "adder/kernels/ssd/time_step.cuh"
 
+#include <array>
+#include <span>
+
 namespace adder::ssd::chunked {
 
 inline constexpr int Q = 64;      // tokens of a chunk
@@ -27,6 +30,18 @@ __device__ inline float power_of_2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+/// This lane's part of a left operand, its columns k weighted.
+template <bool documents>
+__device__ void weigh(mma::Left& a, const float* weight) {
+  const int k = mma::lane() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = mma::unpack(a.r[i]);
+    const float* at = weight + k + i / 2 * 8;
+    a.r[i] = mma::pack(times<documents>(at[0], x.x), times<documents>(at[1], x.y));
+  }
 }
 
 /// Δ, cs and documents of a whole problem.
@@ -86,6 +101,17 @@ struct Sweep {
 };
 void sweep(Cuda on, const Problem& p, const Sweep& first);
 void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second);  // beside each other
+
+/// Rows are cut in segments of time where rows and heads alone would leave processors without work. The number depends
+/// on those of rows, heads and sweeps beside each other, so the same problem gives the same bits.
+struct Segments {
+  int count;
+  int64_t chunks;  // of each; the last ones may have fewer, or none
+  Segments(const Problem& p, size_t sweeps);
+};
+/// What enters each segment of one or two sweeps, f32 [batch * head, segment, P * N], from the states that segments
+/// leave when they begin with zero; and `end`, where it is wanted. Writes no `states`.
+std::array<Tensor, 2> enter_segments(Cuda on, const Problem& p, std::span<const Sweep> sweeps, const Segments& cut);
 
 /// Blocks that share the heads of a group so that `wanted` blocks have work.
 int64_t head_splits(const Problem& p, int64_t wanted);

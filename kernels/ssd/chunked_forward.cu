@@ -1,8 +1,9 @@
 // y from the tokens of a chunk and the state that enters it: one block a (chunk, group), four warps of 16 tokens each.
 // Floor: x and the states read, y written; C Bᵀ and C stay in registers over the heads.
+// On Hopper chunked_forward_sm90.cu does it another way.
 #include "adder/core/copy.h"
-#include "adder/kernels/math.cuh"
-#include "adder/kernels/ssd/chunked.cuh"
+#include "adder/kernels/ssd/chunked_outputs.cuh"
+#include "adder/kernels/wgmma.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
@@ -15,12 +16,7 @@ struct Arguments {
   Problem p;
   Tokens x, B, C;
   const bf16* states;
-  const float* D;
-  bool D_per_channel;
-  const bf16* z;  // or null
-  int64_t stride_z;
-  bf16* y;         // [batch, time, head, P]
-  float* ungated;  // as y, with z
+  Outputs out;
   int64_t splits;
 };
 
@@ -93,26 +89,11 @@ struct Rows {
   // Σ_{j<=i} (C_i·B_j) e^{cs_i - cs_j} Δ_j x_j
   __device__ void through_scores(typename Shared<N_tile>::Stage& s, const int* document, float (&y)[8][4]) const {
     const Tile<P_tile> x{s.x};
-    const int r = first + lane() / 4, q = lane() % 4 * 2;
-    const float cs[2] = {s.sum[r], s.sum[r + 8]};
-    const int own[2] = {document[r], document[r + 8]};
+    const Scores<documents> scores(s.sum, s.delta, document, first + lane() / 4);
 #pragma unroll
     for (int block = 0; block < Q; block += 16) {
       if (block > first) break;
-      Left M;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = block + half * 8 + q;
-        float m[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = j + i % 2;
-          const bool counts = column <= r + i / 2 * 8 && (!documents || document[column] == own[i / 2]);
-          m[i] = counts ? CB[block / 8 + half][i] * power_of_2(cs[i / 2] - s.sum[column]) * s.delta[column] : 0.0f;
-        }
-        M.r[2 * half] = pack(m[0], m[1]);
-        M.r[2 * half + 1] = pack(m[2], m[3]);
-      }
+      const Left M = scores(CB, block);
 #pragma unroll
       for (int p = 0; p < P_tile; p += 16) {
         const Right b = right_transposed(x, p, block);
@@ -122,50 +103,6 @@ struct Rows {
     }
   }
 };
-
-// + D x, through the gate, rounded, and out by whole pieces. A warp touches its own rows of the tile alone.
-__device__ void finish(const Arguments& a, int64_t b, int64_t chunk, int64_t h, bf16* x_tile, bf16* y_tile,
-                       int first, float (&y)[8][4]) {
-  const Problem& p = a.p;
-  const Tile<P_tile> x{x_tile}, tile{y_tile};
-  const int rows = p.tokens_of(chunk);
-  const int64_t token = b * p.time + chunk * Q;
-  const auto out = [&](bf16* to) {
-    __syncwarp();
-    for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
-      const int row = first + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
-      if (row < rows && column < p.P)
-        *reinterpret_cast<uint4*>(to + ((token + row) * p.heads + h) * p.P + column) =
-            *reinterpret_cast<const uint4*>(tile.at(row, column));
-    }
-    __syncwarp();
-  };
-  const auto each_pair = [&](auto&& f) {
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        f(y[t][2 * half], y[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
-  };
-  const float D = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
-  each_pair([&](float& y0, float& y1, int row, int column) {
-    if (a.D != nullptr) {
-      const float2 u = load_pair(x.at(row, column));
-      const bool own = a.D_per_channel && column < p.P;
-      y0 += (own ? a.D[h * p.P + column] : D) * u.x;
-      y1 += (own ? a.D[h * p.P + column + 1] : D) * u.y;
-    }
-    store_pair(tile.at(row, column), y0, y1);
-  });
-  if (a.z == nullptr) return out(a.y);
-  each_pair([&](float y0, float y1, int row, int column) {
-    if (row >= rows || column >= p.P) return;
-    *reinterpret_cast<float2*>(a.ungated + ((token + row) * p.heads + h) * p.P + column) = {y0, y1};
-    const float2 z = load_pair(a.z + (token + row) * a.stride_z + h * p.P + column);
-    store_pair(tile.at(row, column), y0 * math::silu(z.x), y1 * math::silu(z.y));
-  });
-  out(a.y);
-}
 
 template <int N_tile, bool documents>
 __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Arguments a) {
@@ -202,7 +139,8 @@ __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Ar
     float y[8][4] = {};
     rows.through_state(stage, from_start, y);
     rows.through_scores(stage, shared.document, y);
-    finish(a, b, chunk, h0 + k, stage.x, shared.y, rows.first, y);
+    a.out.finish(p, {b, chunk, h0 + k}, a.out.skip(h0 + k), Tile<P_tile>{stage.x}, Tile<P_tile>{shared.y}, rows.first,
+                 y);
   }
 }
 
@@ -212,6 +150,7 @@ void forward(Cuda on, const Ssd& op, const SsdResult& to) {
   if (op.has_initial_state) copy(on, op.initial_state, to.states);  // which backward will read
   const Decays decays(on, op);
   const Problem p(op, decays);
+  if (wgmma::available()) return forward_sm90(on, op, to, p);
   const Tensor states = state_tiles(p);
   sweep(on, p,
         {.x = op.x,
@@ -225,12 +164,7 @@ void forward(Cuda on, const Ssd& op, const SsdResult& to) {
                     .B = Tokens(op.B),
                     .C = Tokens(op.C),
                     .states = states.data<bf16>(),
-                    .D = op.D ? op.D.data<float>() : nullptr,
-                    .D_per_channel = op.D && op.D.rank() == 2,
-                    .z = op.z ? op.z.data<bf16>() : nullptr,
-                    .stride_z = op.z ? op.z.stride(p.heads * p.P) : 0,
-                    .y = to.y.data<bf16>(),
-                    .ungated = to.ungated ? to.ungated.data<float>() : nullptr,
+                    .out = Outputs(op, to),
                     .splits = splits};
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();

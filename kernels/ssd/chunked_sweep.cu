@@ -54,18 +54,6 @@ __device__ float weight_of(const Problem& p, const Walk& w, int64_t b, int64_t c
   return leaves ? power_of_2(sum[Q - 1] - sum[i]) * delta[i] : masked;
 }
 
-// This lane's part of a left operand, its columns k weighted.
-template <bool documents>
-__device__ void weigh(Left& a, const float* weight) {
-  const int k = lane() % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 x = unpack(a.r[i]);
-    const float* at = weight + k + i / 2 * 8;
-    a.r[i] = pack(times<documents>(at[0], x.x), times<documents>(at[1], x.y));
-  }
-}
-
 // The state of one block. A warp holds 32 rows p and half of the columns n.
 template <int N_tile, bool documents>
 struct State {
@@ -199,49 +187,62 @@ Walk walk_of(const Sweep& s) {
           .reverse = s.reverse};
 }
 
-// One or two sweeps, beside each other.
-void run(Cuda on, const Problem& p, const Sweep* sweeps, unsigned count) {
-  // Three blocks on each of 132 processors; a segment is worth its second pass from four chunks on.
-  const int64_t states = p.batch * p.heads, wanted = 396 / (states * count);
-  const int segments = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, p.chunks / 4)));
-  const int64_t each = (p.chunks + segments - 1) / segments, cells = int64_t{p.P} * p.N;
-  Walk walks[2] = {walk_of(sweeps[0]), walk_of(sweeps[count - 1])};
+void start(Cuda on, const Problem& p, const Walk* walks, size_t count, const Segments& cut) {
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
-    const auto start = [&] {
-      launch(walk<N, documents()>, dim3(blocks(states * segments, 1), count), threads, sizeof(Shared<N>), on, p,
-             walks[0], walks[1], segments, each);
-    };
-    if (segments == 1) return start();
-    Tensor local[2], decay[2];
-    Walk whole[2] = {walks[0], walks[1]};
-    for (unsigned i = 0; i < count; ++i) {
-      local[i] = Tensor({states, segments, cells}, DType::f32, Device::cuda);
-      decay[i] = Tensor({states, segments}, DType::f32, Device::cuda);
-      walks[i].begin = nullptr;
-      walks[i].states = nullptr;
-      walks[i].end = floats(local[i]);
-      walks[i].decay = floats(decay[i]);
-    }
-    start();
-    for (unsigned i = 0; i < count; ++i) {
-      launch(carry, blocks(states * cells, 256), 256, 0, on,
-             Carry{.local = floats(local[i]), .decay = floats(decay[i]), .begin = whole[i].begin, .end = whole[i].end,
-                   .states = states, .cells = cells, .segments = segments, .reverse = whole[i].reverse});
-      walks[i] = whole[i];
-      walks[i].begin = floats(local[i]);
-      walks[i].end = nullptr;
-    }
-    start();
+    launch(walk<N, documents()>, dim3(blocks(p.batch * p.heads * cut.count, 1), static_cast<unsigned>(count)), threads,
+           sizeof(Shared<N>), on, p, walks[0], walks[count - 1], cut.count, cut.chunks);
   });
+}
+
+// One or two sweeps, beside each other.
+void run(Cuda on, const Problem& p, std::span<const Sweep> sweeps) {
+  const Segments cut(p, sweeps.size());
+  std::array<Tensor, 2> first;
+  if (cut.count > 1) first = enter_segments(on, p, sweeps, cut);
+  Walk walks[2] = {walk_of(sweeps.front()), walk_of(sweeps.back())};
+  for (size_t i = 0; cut.count > 1 && i < sweeps.size(); ++i) {
+    walks[i].begin = floats(first[i]);
+    walks[i].end = nullptr;  // written already
+  }
+  start(on, p, walks, sweeps.size(), cut);
 }
 
 }  // namespace
 
-void sweep(Cuda on, const Problem& p, const Sweep& first) { run(on, p, &first, 1); }
+Segments::Segments(const Problem& p, size_t sweeps) {
+  // Three blocks on each of 132 processors; a segment is worth its second pass from four chunks on.
+  const int64_t wanted = 396 / (p.batch * p.heads * static_cast<int64_t>(sweeps));
+  count = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, p.chunks / 4)));
+  chunks = (p.chunks + count - 1) / count;
+}
+
+std::array<Tensor, 2> enter_segments(Cuda on, const Problem& p, std::span<const Sweep> sweeps, const Segments& cut) {
+  const int64_t states = p.batch * p.heads, cells = int64_t{p.P} * p.N;
+  std::array<Tensor, 2> local;
+  Tensor decay[2];
+  Walk walks[2] = {walk_of(sweeps.front()), walk_of(sweeps.back())};
+  for (size_t i = 0; i < sweeps.size(); ++i) {
+    local[i] = Tensor({states, cut.count, cells}, DType::f32, Device::cuda);
+    decay[i] = Tensor({states, cut.count}, DType::f32, Device::cuda);
+    walks[i].begin = nullptr;
+    walks[i].states = nullptr;
+    walks[i].end = floats(local[i]);
+    walks[i].decay = floats(decay[i]);
+  }
+  start(on, p, walks, sweeps.size(), cut);
+  for (size_t i = 0; i < sweeps.size(); ++i)
+    launch(carry, blocks(states * cells, 256), 256, 0, on,
+           Carry{.local = floats(local[i]), .decay = floats(decay[i]), .begin = floats(sweeps[i].begin),
+                 .end = floats(sweeps[i].end), .states = states, .cells = cells, .segments = cut.count,
+                 .reverse = sweeps[i].reverse});
+  return local;
+}
+
+void sweep(Cuda on, const Problem& p, const Sweep& first) { run(on, p, {&first, 1}); }
 void sweep(Cuda on, const Problem& p, const Sweep& first, const Sweep& second) {
   const Sweep both[2] = {first, second};
-  run(on, p, both, 2);
+  run(on, p, both);
 }
 
 }  // namespace adder::ssd::chunked

@@ -1,0 +1,245 @@
+// Forward of the chunked form on Hopper, the state on the chip from chunk to chunk: one block a (row, head, segment),
+// one warpgroup, S [p, n] in registers as sums of products.
+//
+//   1.  [C Bᵀ | C Sᵀ]   64 x 128 x N: [i, (j, p)], B [j, n] and S [p, n], rounded, one under the other in shared memory
+//   2.  S = e^{cs_Q} S + (w x)ᵀ B   64 x N x 64: [p, n], (w x)ᵀ [p, j] from registers; runs while 3. is prepared
+//   3.  y = e^{cs} (C Sᵀ) + M x     64 x 64 x 64: [i, p], M [i, j] made from C Bᵀ in registers
+//   4.  y + D x, through the gate, rounded, out
+//
+// x of the next chunk is loaded behind all this, B and C behind 4.; three blocks on a processor do the rest of the
+// waiting for each other. Few rows and heads: rows are cut in segments, whose first states come from enter_segments.
+//
+// Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), and for each head
+// from the L2 cache. 2 Q (2 Q N + Q P + 2 P N - Q N) FLOPs a chunk and head, since each head has its own C Bᵀ: 0.9 us of
+// one processor's tensor cores at P 64, N 128 (0.5 us), and some 1350 cycles of its shared memory, the tightest of all.
+#include "adder/kernels/ssd/chunked_outputs.cuh"
+#include "adder/kernels/wgmma.cuh"
+
+namespace adder::ssd::chunked {
+namespace {
+
+using namespace mma;
+using wgmma::panel;
+
+constexpr int threads = 128;
+constexpr int blocks_a_processor = 3;
+
+struct Arguments {
+  Problem p;
+  Tokens x, B, C;
+  Outputs out;
+  const float* begin;  // [batch, head, segment, P, N], or null: zero
+  float* end;          // [batch, head, P, N], or null
+  Segments cut;
+};
+
+struct Stage {
+  float delta[Q], sum[Q];
+  int document[Q];
+};
+template <int N_tile>
+struct alignas(1024) Shared {
+  struct Right {
+    bf16 B[Q * panel], S[P_tile * panel];  // 128 rows of a right operand; y goes out through the first S
+  };
+  Right right[N_tile / panel];
+  bf16 C[N_tile / panel][Q * panel], x[2][Q * P_tile];
+  Stage stage[2];
+  float weight[threads / 32][Q];  // each warp its own
+};
+
+// A block's part of the problem.
+struct Part {
+  int64_t b, h, group, state;  // state: of begin
+  int64_t from, to;            // chunks
+
+  // Neighbours are heads: they read the same B and C.
+  __device__ explicit Part(const Arguments& a) {
+    const int64_t segment = blockIdx.x / a.p.heads % a.cut.count;
+    b = blockIdx.x / a.p.heads / a.cut.count;
+    h = blockIdx.x % a.p.heads;
+    group = h / a.p.heads_per_group();
+    state = (b * a.p.heads + h) * a.cut.count + segment;
+    from = min(segment * a.cut.chunks, a.p.chunks);
+    to = min(from + a.cut.chunks, a.p.chunks);
+  }
+};
+
+template <bool documents>
+__device__ void load_x(const Arguments& a, const Part& part, int64_t chunk, bf16* x, Stage& to) {
+  const Problem& p = a.p;
+  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + chunk * Q, part.h), a.x.stride,
+                           p.tokens_of(chunk), p.P);
+  const int thread = static_cast<int>(threadIdx.x), i = thread * 4;
+  const int64_t at = p.decays_at(part.b, chunk, part.h);
+  if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
+  else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
+  else if (documents && thread >= Q)  // as Problem::document
+    copy_async<4>(to.document + thread - Q, p.start + part.b * p.time + min(chunk * Q + thread - Q, p.time - 1), true);
+  commit_copies();
+}
+
+template <int N_tile>
+__device__ void load_B_and_C(const Arguments& a, const Part& part, int64_t chunk, Shared<N_tile>& to) {
+  const Problem& p = a.p;
+  const int64_t token = part.b * p.time + chunk * Q;
+  const int rows = p.tokens_of(chunk);
+  constexpr int apart = sizeof(to.right[0]) / sizeof(bf16);
+  wgmma::copy_panels_async<threads, N_tile, apart>(to.right[0].B, a.B.at(token, part.group), a.B.stride, rows, p.N);
+  wgmma::copy_panels_async<threads, N_tile>(to.C[0], a.C.at(token, part.group), a.C.stride, rows, p.N);
+  commit_copies();
+}
+
+// w_j = e^{cs_Q - cs_j} Δ_j of all tokens j, masked where j's document ends before the chunk does. By one warp.
+template <bool documents>
+__device__ void weights(const Stage& s, float* to) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = half * 32 + lane();
+    const bool leaves = !documents || s.document[j] == s.document[Q - 1];
+    to[j] = leaves ? power_of_2(s.sum[Q - 1] - s.sum[j]) * s.delta[j] : masked;
+  }
+  __syncwarp();
+}
+
+// e^{cs_i}: what is left at token i of the state that enters, or masked where i's document is another.
+template <bool documents>
+__device__ float from_start(const Stage& s, int64_t chunk, int i) {
+  return !documents || s.document[i] < chunk * Q ? power_of_2(s.sum[i]) : masked;
+}
+
+// A warp's rows of S, [p0, p0 + 16), as sums.
+template <int N_tile>
+struct State {
+  float s[N_tile / 8][4];
+  int p0 = static_cast<int>(threadIdx.x / 32) * 16;
+
+  // f(two neighbours of a row, p, n)
+  template <class F>
+  __device__ void each_pair(F&& f) {
+#pragma unroll
+    for (int t = 0; t < N_tile / 8; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + lane() / 4, t * 8 | lane() % 4 * 2);
+  }
+
+  // Issues S = decay S + (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
+  //                                  B [j, n]: k = j runs across its rows, n along the panels.
+  template <bool documents>
+  __device__ void update(float decay, Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared,
+                         Left (&a)[Q / 16]) {
+#pragma unroll
+    for (int t = 0; t < N_tile / 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[t][i] = times<documents>(decay, s[t][i]);
+#pragma unroll
+    for (int k = 0; k < Q / 16; ++k) {
+      a[k] = left_transposed(x, p0, k * 16);
+      weigh<documents>(a[k], weight + k * 16);
+    }
+    wgmma::hold(s);
+    wgmma::hold(a);
+    wgmma::begin();
+#pragma unroll
+    for (int k = 0; k < Q / 16; ++k)
+      wgmma::multiply_add<true>(s, a[k], wgmma::across_k(shared.right[0].B, k * 16, sizeof(shared.right[0])));
+    wgmma::commit();
+  }
+};
+
+template <int N_tile, bool documents>
+__global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid_constant__ Arguments a) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
+  const Part part(a);
+  const int64_t cells = int64_t{a.p.P} * a.p.N;
+  const float skip = a.out.skip(part.h);
+
+  State<N_tile> state;
+  state.each_pair([&](float2& s, int p, int n) {
+    s = {0, 0};
+    if (a.begin != nullptr && p < a.p.P && n < a.p.N)
+      s = *reinterpret_cast<const float2*>(a.begin + part.state * cells + p * a.p.N + n);
+  });
+  if (part.from < part.to) {
+    load_x<documents>(a, part, part.from, shared.x[0], shared.stage[0]);
+    load_B_and_C(a, part, part.from, shared);
+  }
+  for (int64_t chunk = part.from; chunk < part.to; ++chunk) {
+    const int side = static_cast<int>((chunk - part.from) % 2);
+    const Stage& stage = shared.stage[side];
+    const Tile<P_tile> x{shared.x[side]};
+    state.each_pair([&](const float2& s, int p, int n) {  // over y's rows of the same warp, which are out
+      store_pair(Tile<panel>{shared.right[n / panel].S}.at(p, n % panel), s.x, s.y);
+    });
+    wait_for_copies();
+    wgmma::published();
+    __syncthreads();  // all that 1. to 3. read is there, and nobody reads the other x
+    if (chunk + 1 < part.to) load_x<documents>(a, part, chunk + 1, shared.x[1 - side], shared.stage[1 - side]);
+
+    // C [i, n] times B [j, n] and S [p, n]: k = n runs along the rows of all three.
+    float CB[Q / 8][4], y[P_tile / 8][4];
+    wgmma::begin();
+#pragma unroll
+    for (int n = 0; n < N_tile; n += 16)
+      wgmma::multiply_add<false>(CB, y, wgmma::along_k(shared.C[n / panel], 0, n % panel),
+                                 wgmma::along_k(shared.right[n / panel].B, 0, n % panel), n > 0);
+    wgmma::commit();
+    float* weight = shared.weight[threadIdx.x / 32];
+    weights<documents>(stage, weight);
+    Left weighted[Q / 16];
+    state.template update<documents>(from_start<documents>(stage, chunk, Q - 1), x, weight, shared, weighted);
+
+    wgmma::wait<1>(CB, y);
+    const int r = state.p0 + lane() / 4;
+    const Scores<documents> scores(stage.sum, stage.delta, stage.document, r);
+    Left M[Q / 16];
+#pragma unroll
+    for (int k = 0; k < Q / 16; ++k) M[k] = scores(CB, k * 16);
+    const float left[2] = {from_start<documents>(stage, chunk, r), from_start<documents>(stage, chunk, r + 8)};
+#pragma unroll
+    for (int t = 0; t < P_tile / 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(left[i / 2], y[t][i]);
+    // M [i, j] times x [j, p]: k = j runs across the rows of x.
+    wgmma::hold(y);
+    wgmma::hold(M);
+    wgmma::begin();
+#pragma unroll
+    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], wgmma::across_k(x.data, k * 16));
+    wgmma::commit();
+    wgmma::wait<1>(state.s);
+    __syncthreads();  // nobody reads B, C or S any more
+    if (chunk + 1 < part.to) load_B_and_C(a, part, chunk + 1, shared);
+    wgmma::wait<0>(y);
+    a.out.finish(a.p, {part.b, chunk, part.h}, skip, x, Tile<P_tile>{shared.right[0].S}, state.p0, y);
+  }
+  if (a.end == nullptr) return;
+  state.each_pair([&](const float2& s, int p, int n) {
+    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state * cells + p * a.p.N + n) = s;
+  });
+}
+
+}  // namespace
+
+void forward_sm90(Cuda on, const Ssd& op, const SsdResult& to, const Problem& p) {
+  const Sweep sweep{
+      .x = op.x, .B = op.B, .begin = op.has_initial_state ? to.states : Tensor(), .end = to.final_state};
+  const Segments cut(p, 1);
+  const Tensor first = cut.count == 1 ? sweep.begin : enter_segments(on, p, {&sweep, 1}, cut)[0];
+  const Arguments a{.p = p,
+                    .x = Tokens(op.x),
+                    .B = Tokens(op.B),
+                    .C = Tokens(op.C),
+                    .out = Outputs(op, to),
+                    .begin = floats(first),
+                    .end = cut.count == 1 ? floats(sweep.end) : nullptr,  // else written already
+                    .cut = cut};
+  with_constants(p, [&](auto tile, auto documents) {
+    constexpr int N = tile();
+    launch(walk<N, documents()>, blocks(p.batch * p.heads * cut.count, 1), threads, sizeof(Shared<N>), on, a);
+  });
+}
+
+}  // namespace adder::ssd::chunked

@@ -1,0 +1,110 @@
+// What forward does to a chunk's outputs, whichever products make them: M from C Bᵀ, and y's last steps.
+#pragma once
+
+#include "adder/kernels/math.cuh"
+#include "adder/kernels/ssd/chunked.cuh"
+
+namespace adder::ssd::chunked {
+
+/// M_ij = (C_i·B_j) e^{cs_i - cs_j} Δ_j where j <= i is of i's document, else 0. Of the rows r and r + 8 of a lane.
+template <bool documents>
+struct Scores {
+  const float *sum, *delta;
+  const int* document;
+  int r, own[2];
+  float cs[2];
+
+  __device__ Scores(const float* sum_, const float* delta_, const int* document_, int row)
+      : sum(sum_), delta(delta_), document(document_), r(row), own{}, cs{sum[r], sum[r + 8]} {
+    if (documents) own[0] = document[r], own[1] = document[r + 8];
+  }
+  /// Columns [block, block + 16), from those of C Bᵀ.
+  __device__ mma::Left operator()(const float (&CB)[8][4], int block) const {
+    mma::Left M;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = block + half * 8 + mma::lane() % 4 * 2;
+      const float2 there = *reinterpret_cast<const float2*>(sum + j), step = *reinterpret_cast<const float2*>(delta + j);
+      float m[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = j + i % 2;
+        const bool counts = column <= r + i / 2 * 8 && (!documents || document[column] == own[i / 2]);
+        const float weight = power_of_2(cs[i / 2] - (i % 2 ? there.y : there.x));
+        m[i] = counts ? CB[block / 8 + half][i] * weight * (i % 2 ? step.y : step.x) : 0.0f;
+      }
+      M.r[2 * half] = mma::pack(m[0], m[1]);
+      M.r[2 * half + 1] = mma::pack(m[2], m[3]);
+    }
+    return M;
+  }
+};
+
+/// Where y goes, and through what.
+struct Outputs {
+  const float* D;  // or null
+  bool D_per_channel;
+  const bf16* z;  // or null
+  int64_t stride_z;
+  bf16* y;         // [batch, time, head, P]
+  float* ungated;  // as y, with z
+
+  Outputs(const Ssd& op, const SsdResult& to)
+      : D(floats(op.D)), D_per_channel(op.D && op.D.rank() == 2), z(op.z ? op.z.data<bf16>() : nullptr),
+        stride_z(op.z ? op.z.stride(op.x.size(2) * op.x.size(3)) : 0), y(to.y.data<bf16>()),
+        ungated(floats(to.ungated)) {}
+
+  /// D of a head, if it has one for all its channels.
+  __device__ float skip(int64_t h) const { return D == nullptr || D_per_channel ? 0.0f : D[h]; }
+
+  struct Place {
+    int64_t b, chunk, h;
+  };
+  /// + D x, through the gate, rounded, and out by whole pieces. Each warp has 16 rows of y, `first` and on, and touches
+  /// them alone in both tiles.
+  __device__ void finish(const Problem& p, const Place& at, float own_skip, mma::Tile<P_tile> x,
+                         mma::Tile<P_tile> tile, int first, float (&sums)[8][4]) const {
+    using mma::lane;
+    const int rows = p.tokens_of(at.chunk);
+    const int64_t token = at.b * p.time + at.chunk * Q, h = at.h;
+    const auto out = [&] {
+      __syncwarp();
+      for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
+        const int row = first + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
+        if (row < rows && column < p.P)
+          *reinterpret_cast<uint4*>(y + ((token + row) * p.heads + h) * p.P + column) =
+              *reinterpret_cast<const uint4*>(tile.at(row, column));
+      }
+      __syncwarp();
+    };
+    const auto each_pair = [&](auto&& f) {
+#pragma unroll
+      for (int t = 0; t < 8; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          f(sums[t][2 * half], sums[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
+    };
+    each_pair([&](float& y0, float& y1, int row, int column) {
+      if (D != nullptr) {
+        const float2 u = mma::load_pair(x.at(row, column));
+        const bool own = D_per_channel && column < p.P;
+        y0 += (own ? D[h * p.P + column] : own_skip) * u.x;
+        y1 += (own ? D[h * p.P + column + 1] : own_skip) * u.y;
+      }
+      mma::store_pair(tile.at(row, column), y0, y1);
+    });
+    if (z == nullptr) return out();
+    each_pair([&](float y0, float y1, int row, int column) {
+      if (row >= rows || column >= p.P) return;
+      *reinterpret_cast<float2*>(ungated + ((token + row) * p.heads + h) * p.P + column) = {y0, y1};
+      const float2 u = mma::load_pair(z + (token + row) * stride_z + h * p.P + column);
+      mma::store_pair(tile.at(row, column), y0 * math::silu(u.x), y1 * math::silu(u.y));
+    });
+    out();
+  }
+};
+
+/// Forward from the decays on, where wgmma::available(): chunked_forward_sm90.cu. The initial state lies in to.states.
+void forward_sm90(Cuda on, const Ssd& op, const SsdResult& to, const Problem& p);
+
+}  // namespace adder::ssd::chunked
