@@ -11,6 +11,7 @@
 //
 // and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written.
 #include "adder/kernels/ssd/chunked_backward.cuh"
+#include "adder/kernels/wgmma.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
@@ -26,7 +27,7 @@ struct alignas(128) Shared {
   bf16 B[Q * N_tile], C[Q * N_tile];
   bf16 scores[Q * Q], dx[Q * P_tile];
   float delta[16][Q], sum[16][Q];  // of the last heads: step 5 reads those of eight, and others are on their way
-  Parts parts[9];                  // of eight heads and the next one
+  Parts<2> parts[9];               // of eight heads and the next one
   int document[Q];
 };
 
@@ -110,7 +111,7 @@ struct Warp {
 
   // Step 1. A block of 16 x 16 above the diagonal is nothing.
   __device__ void scores(const Left (&dy)[4], typename Shared<N_tile>::Stage& s, const float* delta,
-                         const float* sum, Parts& parts) {
+                         const float* sum, Parts<2>& parts) {
     const Tile<P_tile> x{s.x};
     const Tile<Q> to{shared.scores};
     const float cs[2] = {sum[r[0]], sum[r[1]]};
@@ -158,7 +159,7 @@ struct Warp {
 
   // Step 2, for tokens j of its rows and its half of P.
   __device__ void inputs(typename Shared<N_tile>::Stage& s, const float (&to_end)[2], const float (&delta)[2],
-                         int64_t h, Parts& parts) const {
+                         int64_t h, Parts<2>& parts) const {
     const Tile<P_tile> x{s.x}, dy{s.dy}, out{shared.dx};
     const Tile<N_tile> G{s.G}, B{shared.B};
     const Tile<Q> M{shared.scores};
@@ -266,7 +267,7 @@ struct Warp {
   }
 
   // <G, S>, this warp's part: the diagonal of products of 16 rows of S with the same rows of G.
-  __device__ void states_dot(typename Shared<N_tile>::Stage& s, Parts& parts) const {
+  __device__ void states_dot(typename Shared<N_tile>::Stage& s, Parts<2>& parts) const {
     const Tile<N_tile> S{s.S}, G{s.G};
     float product[2][4] = {};
 #pragma unroll
@@ -287,7 +288,7 @@ struct Warp {
   __device__ void head(int64_t b, int64_t chunk, int64_t h, int64_t k) {
     auto& s = shared.stage[k % 2];
     const float *delta = shared.delta[k % 16], *sum = shared.sum[k % 16];
-    Parts& parts = shared.parts[k % 9];
+    Parts<2>& parts = shared.parts[k % 9];
     Left rows[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows[i] = left(Tile<P_tile>{s.dy}, row, i * 16);
@@ -412,9 +413,13 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients(const __grid_co
 
 }  // namespace
 
-int64_t gradients_shared(int N) { return N <= 64 ? sizeof(Shared<64>) : sizeof(Shared<128>); }
+int64_t gradients_shared(int N) {
+  if (wgmma::available()) return gradients_shared_sm90(N);
+  return N <= 64 ? sizeof(Shared<64>) : sizeof(Shared<128>);
+}
 
 void launch_gradients(Cuda on, const Gradients& a) {
+  if (wgmma::available()) return launch_gradients_sm90(on, a);
   with_constants(a.p, [&](auto tile, auto documents) {
     constexpr int N = tile();
     launch(gradients<N, documents()>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)),

@@ -24,18 +24,28 @@ struct Gradients {
   int64_t splits;
 };
 
-/// Sums over one chunk and head that the warps leave for the last step, by token.
+/// Sums over one chunk and head that the warps leave for the last step, by token and, where several warps share a
+/// token, by theirs.
+template <int shares>
 struct Parts {
-  float row[2][Q], column[4][Q];   // of W, by half of the columns; by 16 rows
-  float enter[2][Q], leave[2][Q];  // e^{cs_i} dy_i·(S C_i); τ
-  float input[2][Q], skip[2][Q];   // u·x; dy·x
-  float channel[4][P_tile];        // dy ⊙ x, by 16 tokens, if D is per channel
-  float states[gradient_threads / 32];  // <G, S>
+  float row[shares][Q], column[4][Q];        // of W; by 16 rows
+  float enter[shares][Q], leave[shares][Q];  // e^{cs_i} dy_i·(S C_i); τ
+  float input[shares][Q], skip[shares][Q];   // u·x; dy·x
+  float channel[4][P_tile];                  // dy ⊙ x, by 16 tokens, if D is per channel
+  float states[gradient_threads / 32];       // <G, S>
 };
+template <int count>
+__device__ float sum_of(const float (&parts)[count][Q], int t) {
+  float sum = parts[0][t];
+#pragma unroll
+  for (int k = 1; k < count; ++k) sum += parts[k][t];
+  return sum;
+}
 
 /// From the sums to dcs, da and ddt, and to this chunk's share of dA_log, dbias and dD. One warp, two tokens a lane.
-__device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, int64_t h, const Parts& s,
-                                  const float* delta, const float* sum, const int* document) {
+template <int shares>
+__device__ void time_steps(const Gradients& a, int64_t b, int64_t chunk, int64_t h, const Parts<shares>& s,
+                           const float* delta, const float* sum, const int* document) {
   const Problem& p = a.p;
   const int lane = static_cast<int>(threadIdx.x % 32);
   double dcs[2];
@@ -43,10 +53,8 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = 2 * lane + i;
-    tau[i] = s.leave[0][t] + s.leave[1][t];
-    const float rows = s.row[0][t] + s.row[1][t];
-    const float columns = (s.column[0][t] + s.column[1][t]) + (s.column[2][t] + s.column[3][t]);
-    dcs[i] = static_cast<double>(rows) - columns + (s.enter[0][t] + s.enter[1][t]) - tau[i];
+    tau[i] = sum_of(s.leave, t);
+    dcs[i] = static_cast<double>(sum_of(s.row, t)) - sum_of(s.column, t) + sum_of(s.enter, t) - tau[i];
   }
   double end = warp_sum(static_cast<double>(tau[0]) + tau[1]);
   if (document[Q - 1] < chunk * Q) {  // the state that enters leaves again
@@ -73,7 +81,7 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
     const int t = 2 * lane + i;
     const int64_t token = b * p.time + chunk * Q + t;
     if (t >= p.tokens_of(chunk)) continue;
-    double d = static_cast<double>(s.input[0][t]) + s.input[1][t];
+    double d = sum_of(s.input, t);
     if (!is_cut(delta[t], A)) {
       d += A * da[i];
       sums[0] += static_cast<double>(delta[t]) * A * da[i];
@@ -81,7 +89,7 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
     const float gradient = a.step.gradient(value(a.dt[token * a.stride_dt + h]) + bias, static_cast<float>(d));
     a.ddt[token * a.stride_ddt + h] = element<bf16>(gradient);
     sums[1] += gradient;
-    sums[2] += s.skip[0][t] + s.skip[1][t];
+    sums[2] += sum_of(s.skip, t);
   }
 #pragma unroll
   for (double& x : sums) x = warp_sum(x);
@@ -92,12 +100,15 @@ __device__ inline void time_steps(const Gradients& a, int64_t b, int64_t chunk, 
     if (a.dD != nullptr && !a.D_per_channel) a.dD[at] = static_cast<float>(sums[2]);
   }
   if (a.dD != nullptr && a.D_per_channel)
-    for (int i = lane; i < p.P; i += 32)
-      a.dD[at * p.P + i] = (s.channel[0][i] + s.channel[1][i]) + (s.channel[2][i] + s.channel[3][i]);
+    for (int i = lane; i < p.P; i += 32) a.dD[at * p.P + i] = sum_of(s.channel, i);
 }
 
 void launch_gradients(Cuda on, const Gradients& a);
 /// Bytes of shared memory that it needs.
 int64_t gradients_shared(int N);
+
+// The same where wgmma::available(), which launch_gradients and gradients_shared see to.
+void launch_gradients_sm90(Cuda on, const Gradients& a);
+int64_t gradients_shared_sm90(int N);
 
 }  // namespace adder::ssd::chunked
