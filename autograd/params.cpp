@@ -20,6 +20,12 @@ Init normal(double deviation) {
 }
 }  // namespace init
 
+namespace {
+constexpr int64_t block_bytes = int64_t{64} << 20;
+// Every tensor starts on a cache line.
+int64_t aligned(int64_t elements) { return (elements + 63) / 64 * 64; }
+}  // namespace
+
 struct Params::Arena {
   Device device;
   Options options;
@@ -28,6 +34,13 @@ struct Params::Arena {
   std::unordered_set<std::string> names;
   std::vector<Tensor> leaves;
   int64_t count = 0;  // elements
+  bool plans = false;           // blocks end after the tensor that fills them: for make_room()
+  std::deque<int64_t> planned;  // capacities of the next blocks, if they are known
+
+  int64_t block_elements() const { return block_bytes / size_of(options.dtype); }
+  ParamBlock& begin_block(int64_t least);
+  /// Where the next tensor goes.
+  ParamBlock& block_for(int64_t elements);
 
   using Flat = Tensor ParamBlock::*;
   /// What lies in `to` where the contiguous view lies in `from`; undefined if it lies elsewhere.
@@ -43,10 +56,28 @@ struct Params::Arena {
   }
 };
 
-namespace {
+ParamBlock& Params::Arena::begin_block(int64_t least) {
+  int64_t capacity = std::max(aligned(least), block_elements());
+  if (!planned.empty()) {
+    capacity = std::max(capacity, planned.front());
+    planned.pop_front();
+  }
+  const auto flat = [&](DType type) { return options.sizes_only ? Tensor() : zeros({capacity}, type, device); };
+  const DType compute = options.compute.value_or(options.dtype);
+  blocks.push_back({.values = flat(options.dtype), .gradients = flat(options.dtype),
+                    .rounded = compute != options.dtype ? flat(compute) : Tensor(), .used = 0, .capacity = capacity});
+  return blocks.back();
+}
 
-constexpr int64_t block_bytes = int64_t{64} << 20;
-constexpr int64_t alignment = 64;  // elements: every tensor starts on a cache line
+ParamBlock& Params::Arena::block_for(int64_t elements) {
+  if (blocks.empty()) return begin_block(elements);
+  ParamBlock& last = blocks.back();
+  const int64_t end = aligned(last.used + elements);
+  if (plans && last.used < block_elements()) last.capacity = std::max(last.capacity, end);
+  return end > last.capacity ? begin_block(elements) : last;
+}
+
+namespace {
 
 // The part of `size` indices along the shard axis that this rank holds.
 struct Range {
@@ -104,6 +135,25 @@ std::string Params::join(std::string_view name) const {
 Params Params::operator/(std::string_view name) const { return {arena_, join(name)}; }
 Params Params::operator/(int64_t index) const { return {arena_, join(std::to_string(index))}; }
 
+void Params::make_room(const std::function<void(Params)>& model) {
+  if (arena_->plans) return;  // this is that model
+  const auto plan = std::make_shared<Arena>(Arena{.device = device(), .options = arena_->options, .plans = true});
+  plan->options.sizes_only = true;
+  model(Params(plan, path_));
+  std::deque<int64_t> sizes;
+  int64_t all = 0;
+  for (const ParamBlock& block : plan->blocks) {
+    all += block.used;
+    // What is left for a last block, if that is little, belongs to the one before.
+    if (block.used < arena_->block_elements() && !sizes.empty()) sizes.back() += block.used;
+    else sizes.push_back(block.used);
+  }
+  const std::vector<ParamBlock>& blocks = arena_->blocks;
+  if (sizes.empty() || (!blocks.empty() && blocks.back().used + all <= blocks.back().capacity)) return;
+  arena_->planned = std::move(sizes);
+  arena_->begin_block(0);
+}
+
 Tensor Params::create(std::string_view name, const Shape& shape, const Init& init, const ParamOptions& options) {
   check(static_cast<bool>(init), "{}: no initial value", join(name));
   check(options.shard_axis < shape.rank(), "{}: shard axis {} of {}", join(name), options.shard_axis, to_string(shape));
@@ -115,16 +165,10 @@ Tensor Params::create(std::string_view name, const Shape& shape, const Init& ini
       part_of(full_name, axis < 0 ? 0 : shape[axis], options, arena.options.shard, arena.options.shards);
   const Shape local = axis < 0 ? shape : shape.with(axis, range.end - range.begin);
 
-  const int64_t capacity = std::max(local.count(), block_bytes / size_of(dtype()));
   const bool has_copies = compute() != dtype();
-  const auto flat = [&](DType type) {
-    return arena.options.sizes_only ? Tensor() : zeros({capacity}, type, device());
-  };
-  if (arena.blocks.empty() || arena.blocks.back().used + local.count() > arena.blocks.back().capacity)
-    arena.blocks.push_back({flat(dtype()), flat(dtype()), has_copies ? flat(compute()) : Tensor(), 0, capacity});
-  ParamBlock& block = arena.blocks.back();
+  ParamBlock& block = arena.block_for(local.count());
   const int64_t begin = block.used, end = begin + local.count();
-  block.used = std::min((end + alignment - 1) / alignment * alignment, block.capacity);
+  block.used = aligned(end);
   arena.count += local.count();
   if (arena.options.sizes_only) return {};
   const auto part = [&](const Tensor& whole) { return whole.slice_first(begin, end).reshape(local); };

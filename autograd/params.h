@@ -81,6 +81,10 @@ class Params {
   Params operator/(int64_t index) const;
   const std::string& path() const { return path_; }
 
+  /// For whoever is about to create many parameters: `model` creates them first on a scope that only counts (as with
+  /// sizes_only). Their blocks then end where a tensor ends; of others what is too small for the next tensor is unused.
+  void make_room(const std::function<void(Params)>& model);
+
   /// A parameter named path/name; throws if the name is taken. The tensor returned is a leaf on the tape.
   Tensor create(std::string_view name, const Shape& shape, const Init& init, const ParamOptions& options = {});
 

@@ -168,7 +168,7 @@ inline std::vector<Tensor> adamw_step(Named t) {
   c[AdamWControls::applied] = 999;
   AdamWUpdate u{.parameter = clone(t["p"]), .gradient = t["g"].detach(), .exp_avg = clone(t["m"]),
                 .exp_avg_sq = clone(t["v"]), .controls = from_host({AdamWControls::size}, c, DType::f64, device),
-                .weight_decay = 0.1};
+                .ranges = adamw_ranges({{.end = t["p"].count(), .weight_decay = 0.1}}, device)};
   if (device == Device::cuda) u.rounded = Tensor(u.parameter.shape(), DType::bf16, device);
   const Tensor squares = u.controls.slice_first(AdamWControls::squares, AdamWControls::squares + 1);
   on(device, [&](auto backend) {

@@ -197,7 +197,7 @@ void adamw(const Bench& bench, int64_t count) {
                       .exp_avg_sq = full({count}, 1e-8, DType::f32, Device::cuda),
                       .rounded = Tensor({count}, DType::bf16, Device::cuda),
                       .controls = from_host({AdamWControls::size}, controls, DType::f64, Device::cuda),
-                      .weight_decay = 0.1};
+                      .ranges = adamw_ranges({{.end = count, .weight_decay = 0.1}}, Device::cuda)};
   const Tensor squares = u.controls.slice_first(AdamWControls::squares, AdamWControls::squares + 1);
   const double n = static_cast<double>(count);
   bench.line(title + ", norm", {4 * n}, [&] {

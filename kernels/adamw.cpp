@@ -40,10 +40,15 @@ struct Step {
   T decay;                             // α λ
 };
 
+AdamWRange range_of(const AdamWUpdate& u, int64_t i) {
+  const double* r = u.ranges.data<double>() + i * u.ranges.size(1);
+  return {static_cast<int64_t>(r[0]), static_cast<int64_t>(r[1]), r[2], r[3]};
+}
+
 template <class T>
-Step<T> step_of(const AdamWUpdate& u) {
+Step<T> step_of(const AdamWUpdate& u, const AdamWRange& range) {
   const double* c = u.controls.data<double>();
-  const double rate = u.lr_scale * c[Controls::learning_rate], t = c[Controls::applied];
+  const double rate = range.lr_scale * c[Controls::learning_rate], t = c[Controls::applied];
   return {.clip = static_cast<T>(c[Controls::clip_factor]),
           .beta1 = static_cast<T>(u.beta1),
           .beta2 = static_cast<T>(u.beta2),
@@ -52,7 +57,7 @@ Step<T> step_of(const AdamWUpdate& u) {
           .rate = static_cast<T>(rate / (1 - std::pow(u.beta1, t))),
           .inverse_root = static_cast<T>(1 / std::sqrt(1 - std::pow(u.beta2, t))),
           .epsilon = static_cast<T>(u.epsilon),
-          .decay = static_cast<T>(rate * u.weight_decay)};
+          .decay = static_cast<T>(rate * range.weight_decay)};
 }
 
 template <class T>
@@ -67,7 +72,34 @@ void update(const Step<T>& s, int64_t n, T* __restrict p, const T* __restrict gr
   }
 }
 
+template <class T>
+void update_range(const AdamWUpdate& u, const AdamWRange& range) {
+  constexpr int64_t block = 1 << 12;  // of the five arrays, a block fits in the L2 cache
+  const Step<T> step = step_of<T>(u, range);
+  T *p = u.parameter.data<T>(), *m = u.exp_avg.data<T>(), *v = u.exp_avg_sq.data<T>();
+  const T* g = u.gradient.data<T>();
+  bf16* rounded = u.rounded ? u.rounded.data<bf16>() : nullptr;
+#pragma omp parallel for if (range.end - range.begin > block)
+  for (int64_t i = range.begin; i < range.end; i += block) {
+    const int64_t count = std::min(block, range.end - i);
+    update(step, count, p + i, g + i, m + i, v + i);
+    if (rounded != nullptr)
+      for (int64_t j = i; j < i + count; ++j) rounded[j] = to_bf16(static_cast<float>(p[j]));
+  }
+}
+
 }  // namespace
+
+Tensor adamw_ranges(const std::vector<AdamWRange>& ranges, Device device) {
+  std::vector<double> rows;  // positions are exact in f64: memory has fewer than 2^53 elements
+  int64_t last = 0;
+  for (const AdamWRange& r : ranges) {
+    check(last <= r.begin && r.begin <= r.end, "AdamW: a range {}..{} after one that ends at {}", r.begin, r.end, last);
+    last = r.end;
+    rows.insert(rows.end(), {static_cast<double>(r.begin), static_cast<double>(r.end), r.weight_decay, r.lr_scale});
+  }
+  return from_host({std::ssize(ranges), 4}, rows, DType::f64, device);
+}
 
 void sum_of_squares(Cpu, std::span<const Tensor> tensors, const Tensor& to) {
   constexpr int64_t block = 1 << 14;
@@ -106,21 +138,12 @@ void adamw_update(Cpu, const AdamWUpdate& u) {
   require(u.exp_avg, "exp_avg", u.parameter, type);
   require(u.exp_avg_sq, "exp_avg_sq", u.parameter, type);
   if (u.rounded) require(u.rounded, "rounded copy", u.parameter, DType::bf16);
+  const int64_t ranges = u.ranges.size(0), n = u.parameter.count();
+  const int64_t end = ranges > 0 ? range_of(u, ranges - 1).end : 0;
+  check(end <= n, "AdamW: {} parameters, but a range that ends at {}", n, end);
   if (u.controls.data<double>()[Controls::finite] == 0) return;
   with_float("AdamW", type, [&]<class T>(T) {
-    constexpr int64_t block = 1 << 12;  // of the five arrays, a block fits in the L2 cache
-    const Step<T> step = step_of<T>(u);
-    const int64_t n = u.parameter.count();
-    T *p = u.parameter.data<T>(), *m = u.exp_avg.data<T>(), *v = u.exp_avg_sq.data<T>();
-    const T* g = u.gradient.data<T>();
-    bf16* rounded = u.rounded ? u.rounded.data<bf16>() : nullptr;
-#pragma omp parallel for if (n > block)
-    for (int64_t i = 0; i < n; i += block) {
-      const int64_t count = std::min(block, n - i);
-      update(step, count, p + i, g + i, m + i, v + i);
-      if (rounded != nullptr)
-        for (int64_t j = i; j < i + count; ++j) rounded[j] = to_bf16(static_cast<float>(p[j]));
-    }
+    for (int64_t i = 0; i < ranges; ++i) update_range<T>(u, range_of(u, i));
   });
 }
 

@@ -53,82 +53,111 @@ __global__ void set_controls(double* c) {
   c[Controls::skipped_in_a_row] = finite ? 0 : c[Controls::skipped_in_a_row] + 1;
 }
 
-struct Options {
-  double beta1, beta2, epsilon, weight_decay, lr_scale;
+// A row of adamw_ranges().
+struct Range {
+  double begin, end, weight_decay, lr_scale;
 };
 
-// The numbers of one update, rounded once.
+struct Update {
+  float *p, *m, *v;
+  const float* g;
+  bf16* rounded;  // null: none
+  int64_t count;
+  bool aligned;   // pieces of n elements from the front are, in all of them
+  const Range* ranges;
+  int range_count;
+  const double* controls;
+  double beta1, beta2, epsilon;
+};
+
+// The numbers of one step, but for the rates in f64 rounded once.
 struct Step {
   float clip, beta1, beta2, rest1, rest2;  // rest: 1 - beta
-  float rate, inverse_root, epsilon;       // α / (1 - β1ᵗ), 1 / sqrt(1 - β2ᵗ), ε
-  float decay;                             // α λ
+  float inverse_root, epsilon;             // 1 / sqrt(1 - β2ᵗ), ε
+  double learning_rate, correction;        // correction: 1 - β1ᵗ
   bool applied;
 };
 
-__device__ Step step_of(const double* c, const Options& o) {
-  const double rate = o.lr_scale * c[Controls::learning_rate], t = c[Controls::applied];
+__device__ Step step_of(const Update& u) {
+  const double* c = u.controls;
+  const double t = c[Controls::applied];
   return {.clip = static_cast<float>(c[Controls::clip_factor]),
-          .beta1 = static_cast<float>(o.beta1),
-          .beta2 = static_cast<float>(o.beta2),
-          .rest1 = static_cast<float>(1 - o.beta1),
-          .rest2 = static_cast<float>(1 - o.beta2),
-          .rate = static_cast<float>(rate / (1 - pow(o.beta1, t))),
-          .inverse_root = static_cast<float>(1 / sqrt(1 - pow(o.beta2, t))),
-          .epsilon = static_cast<float>(o.epsilon),
-          .decay = static_cast<float>(rate * o.weight_decay),
+          .beta1 = static_cast<float>(u.beta1),
+          .beta2 = static_cast<float>(u.beta2),
+          .rest1 = static_cast<float>(1 - u.beta1),
+          .rest2 = static_cast<float>(1 - u.beta2),
+          .inverse_root = static_cast<float>(1 / sqrt(1 - pow(u.beta2, t))),
+          .epsilon = static_cast<float>(u.epsilon),
+          .learning_rate = c[Controls::learning_rate],
+          .correction = 1 - pow(u.beta1, t),
           .applied = c[Controls::finite] != 0};
 }
 
-struct Update {
-  Elements<float> p, g, m, v;
-  bf16* rounded;         // null: none
-  bool rounded_aligned;  // to 8 bytes
-  const double* controls;
-  Options options;
+// Those of one range.
+struct Rates {
+  float rate, decay;  // α / (1 - β1ᵗ), α λ
 };
 
-struct alignas(8) FourRounded {
-  bf16 v[n];
-};
-
-__device__ void store_rounded(const Update& u, int64_t i, int64_t end, const float (&x)[n]) {
-  if (u.rounded_aligned && i + n <= end) {
-    FourRounded four;
-#pragma unroll
-    for (int c = 0; c < n; ++c) four.v[c] = element<bf16>(x[c]);
-    *reinterpret_cast<FourRounded*>(u.rounded + i) = four;
-  } else {
-#pragma unroll
-    for (int c = 0; c < n; ++c)
-      if (i + c < end) u.rounded[i + c] = element<bf16>(x[c]);
-  }
+__device__ Rates rates_of(const Step& s, const Range& range) {
+  const double rate = range.lr_scale * s.learning_rate;
+  return {static_cast<float>(rate / s.correction), static_cast<float>(rate * range.weight_decay)};
 }
 
-__global__ void __launch_bounds__(threads) update(Update u) {
+// The first range that ends beyond element i.
+__device__ int first_range(const Update& u, int64_t i) {
+  int low = 0, high = u.range_count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (u.ranges[middle].end <= static_cast<double>(i)) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// Elements [i, i + k): aligned, or one. What is rounded once is written out, so that the bits are the same for any k.
+template <int k>
+__device__ void update_piece(const Update& u, const Step& s, const Rates& r, int64_t i) {
+  using Piece = Lanes<float, k>;
+  const Piece before = *reinterpret_cast<const Piece*>(u.p + i), gradient = *reinterpret_cast<const Piece*>(u.g + i),
+              m_before = *reinterpret_cast<const Piece*>(u.m + i), v_before = *reinterpret_cast<const Piece*>(u.v + i);
+  float p[k], m[k], v[k];
+#pragma unroll
+  for (int c = 0; c < k; ++c) {
+    const float g = s.clip * gradient[c];
+    m[c] = fmaf(s.rest1, g, s.beta1 * m_before[c]);
+    v[c] = fmaf(s.beta2, v_before[c], s.rest2 * g * g);
+    // The parameter is rounded once: 1 - α λ as a float would be wrong by a part in a thousand of α λ.
+    p[c] = before[c] - fmaf(r.decay, before[c], r.rate * m[c] / fmaf(s.inverse_root, sqrtf(v[c]), s.epsilon));
+  }
+  *reinterpret_cast<Piece*>(u.p + i) = Piece::of(p);
+  *reinterpret_cast<Piece*>(u.m + i) = Piece::of(m);
+  *reinterpret_cast<Piece*>(u.v + i) = Piece::of(v);
+  if (u.rounded == nullptr) return;
+  if constexpr (k == 1) u.rounded[i] = element<bf16>(p[0]);
+  else *reinterpret_cast<Lanes<bf16, k>*>(u.rounded + i) = Lanes<bf16, k>::of(p);
+}
+
+// A block has a fixed part of the memory and updates what of it lies in ranges. Pieces are counted from the part's
+// front, so that whole ones are aligned wherever ranges begin; one that a range has only in part goes one by one.
+// Five blocks fit on a multiprocessor; what that spills is spilled once a range.
+__global__ void __launch_bounds__(threads, 5) update(Update u) {
   __shared__ Step shared;
-  if (threadIdx.x == 0) shared = step_of(u.controls, u.options);
+  if (threadIdx.x == 0) shared = step_of(u);
   __syncthreads();
   const Step s = shared;
   if (!s.applied) return;
-  const int64_t begin = blockIdx.x * block_of_update, end = min(u.p.count(), begin + block_of_update);
-  for (int64_t i = begin + threadIdx.x * n; i < end; i += threads * n) {
-    float p[n], g[n], m[n], v[n];
-    u.p.load(i, end, p);
-    u.g.load(i, end, g);
-    u.m.load(i, end, m);
-    u.v.load(i, end, v);
-#pragma unroll
-    for (int c = 0; c < n; ++c) {
-      g[c] *= s.clip;
-      m[c] = s.beta1 * m[c] + s.rest1 * g[c];
-      v[c] = s.beta2 * v[c] + s.rest2 * g[c] * g[c];
-      // The parameter is rounded once: 1 - α λ as a float would be wrong by a part in a thousand of α λ.
-      p[c] -= s.rate * m[c] / (sqrtf(v[c]) * s.inverse_root + s.epsilon) + s.decay * p[c];
-    }
-    u.p.store(i, end, p);
-    u.m.store(i, end, m);
-    u.v.store(i, end, v);
-    if (u.rounded != nullptr) store_rounded(u, i, end, p);
+  const int64_t front = blockIdx.x * block_of_update, back = min(u.count, front + block_of_update);
+  for (int k = first_range(u, front); k < u.range_count; ++k) {
+    const Range range = u.ranges[k];
+    if (static_cast<int64_t>(range.begin) >= back) return;
+    const int begin = static_cast<int>(max(static_cast<int64_t>(range.begin), front) - front);
+    const int end = static_cast<int>(min(static_cast<int64_t>(range.end), back) - front);
+    const Rates rates = rates_of(shared, range);
+    for (int i = begin / n * n + static_cast<int>(threadIdx.x) * n; i < end; i += threads * n)
+      if (u.aligned && begin <= i && i + n <= end) update_piece<n>(u, s, rates, front + i);
+      else
+#pragma unroll 1
+        for (int j = max(begin, i); j < min(end, i + n); ++j) update_piece<1>(u, s, rates, front + j);
   }
 }
 
@@ -155,14 +184,19 @@ void adamw_controls(Cuda on, const Tensor& controls) {
 
 void adamw_update(Cuda on, const AdamWUpdate& u) {
   const int64_t count = u.parameter.count();
-  for (const Tensor* t : {&u.parameter, &u.gradient, &u.exp_avg, &u.exp_avg_sq, &u.rounded})
-    if (*t && (t->count() != count || !t->contiguous())) fail("AdamW: tensors of different sizes, or rows apart");
-  bf16* const rounded = u.rounded ? u.rounded.data<bf16>() : nullptr;
+  bool aligned = true;
+  for (const Tensor* t : {&u.parameter, &u.gradient, &u.exp_avg, &u.exp_avg_sq, &u.rounded}) {
+    if (!*t) continue;
+    if (t->count() != count || !t->contiguous()) fail("AdamW: tensors of different sizes, or rows apart");
+    const auto piece = static_cast<uintptr_t>(n * size_of(t->dtype()));
+    aligned = aligned && reinterpret_cast<uintptr_t>(t->address()) % piece == 0;
+  }
   launch(update, blocks(count, block_of_update), threads, 0, on,
-         Update{.p = Elements<float>(u.parameter), .g = Elements<float>(u.gradient), .m = Elements<float>(u.exp_avg),
-                .v = Elements<float>(u.exp_avg_sq), .rounded = rounded,
-                .rounded_aligned = reinterpret_cast<uintptr_t>(rounded) % 8 == 0, .controls = u.controls.data<double>(),
-                .options = {u.beta1, u.beta2, u.epsilon, u.weight_decay, u.lr_scale}});
+         Update{.p = u.parameter.data<float>(), .m = u.exp_avg.data<float>(), .v = u.exp_avg_sq.data<float>(),
+                .g = u.gradient.data<float>(), .rounded = u.rounded ? u.rounded.data<bf16>() : nullptr, .count = count,
+                .aligned = aligned, .ranges = reinterpret_cast<const Range*>(u.ranges.data<double>()),
+                .range_count = static_cast<int>(u.ranges.size(0)), .controls = u.controls.data<double>(),
+                .beta1 = u.beta1, .beta2 = u.beta2, .epsilon = u.epsilon});
 }
 
 }  // namespace adder

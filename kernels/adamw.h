@@ -1,4 +1,4 @@
-// AdamW on flat ranges: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
+// AdamW on flat memory: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
 //
 //   g = clip_factor gradient,   m = β1 m + (1 - β1) g,   v = β2 v + (1 - β2) g²
 //   p = p - α (m / (1 - β1ᵗ) / (sqrt(v / (1 - β2ᵗ)) + ε) + λ p),   α = lr_scale * learning rate
@@ -7,7 +7,7 @@
 // small device tensor, the controls, so a step needs no answer from the device and can be replayed as a graph:
 //
 //   the host writes learning_rate and max_norm; sum_of_squares gives squares; adamw_controls the norm, clip_factor,
-//   finite and the counts; then adamw_update runs range by range.
+//   finite and the counts; then adamw_update runs block by block.
 //
 // A norm that is not finite leaves parameters and moments as they are, bit for bit.
 // Cost of an update: 16 bytes read and 12 written for each f32 element (2 more for the bf16 copy), bound by memory.
@@ -16,6 +16,7 @@
 #include "adder/core/tensor.h"
 
 #include <span>
+#include <vector>
 
 namespace adder {
 
@@ -44,14 +45,24 @@ void sum_of_squares(Cuda, std::span<const Tensor> tensors, const Tensor& to);
 void adamw_controls(Cpu, const Tensor& controls);
 void adamw_controls(Cuda, const Tensor& controls);
 
-/// One update of a flat range; contiguous, all of one floating type.
+/// Elements [begin, end) of a block that are updated alike.
+struct AdamWRange {
+  int64_t begin = 0, end = 0;
+  double weight_decay = 0;  // λ
+  double lr_scale = 1;
+};
+/// The ranges as an update reads them: f64 [range, 4], the members in their order. Throws unless each begins where the
+/// one before it ends, or later.
+Tensor adamw_ranges(const std::vector<AdamWRange>& ranges, Device device);
+
+/// One update of a flat block, one launch on the GPU; contiguous, all of one floating type. What lies in no range stays
+/// as it is.
 struct AdamWUpdate {
   Tensor parameter, gradient, exp_avg, exp_avg_sq;  // [n]: p, gradient, m, v
   Tensor rounded;                                   // bf16 [n]: gets the new parameter, rounded; optional
   Tensor controls;
+  Tensor ranges;                                    // adamw_ranges(), none of which ends beyond n
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
-  double weight_decay = 0;                          // λ
-  double lr_scale = 1;
 };
 void adamw_update(Cpu, const AdamWUpdate& u);
 void adamw_update(Cuda, const AdamWUpdate& u);

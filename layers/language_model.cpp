@@ -18,6 +18,12 @@ Mamba2Options scaled(Mamba2Options o, const LanguageModelOptions& model) {
   return o;
 }
 
+// The scope, with room for the model: see Params::make_room().
+Params with_room(Params p, const Mesh& mesh, const LanguageModelOptions& o) {
+  p.make_room([&](const Params& sizes) { LanguageModel(sizes, mesh, o); });
+  return p;
+}
+
 const LanguageModelOptions& valid(const LanguageModelOptions& o) {
   o.validate();
   return o;
@@ -90,7 +96,7 @@ Tensor Block::dropped(const Tensor& x, uint64_t key, const Context& context) con
 
 LanguageModel::LanguageModel(Params p, const Mesh& mesh, const LanguageModelOptions& o)
     : options(valid(o)),
-      embedding(p / "embedding", o.table_rows(), o.mixer.d_model),
+      embedding(with_room(p, mesh, o) / "embedding", o.table_rows(), o.mixer.d_model),
       norm(p / "norm", o.mixer.d_model, o.eps) {
   for (int64_t i = 0; i < o.layers; ++i) blocks.emplace_back(p / "block" / i, mesh, o);
   head = o.tied ? embedding.weight : Linear(p / "head", o.mixer.d_model, o.table_rows()).weight;

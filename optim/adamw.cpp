@@ -34,21 +34,26 @@ AdamW::AdamW(const Params& params, const Mesh& mesh, const AdamWOptions& options
         mesh.tensor.size());
   for (const ParamBlock& block : params.blocks()) {
     const Shape shape{block.used};
-    blocks_.push_back({zeros(shape, params.dtype(), params.device()), zeros(shape, params.dtype(), params.device())});
+    blocks_.push_back({.exp_avg = zeros(shape, params.dtype(), params.device()),
+                       .exp_avg_sq = zeros(shape, params.dtype(), params.device()), .ranges = {}});
   }
-  // Parameters lie in the blocks in creation order. A range ends where its successor begins: the gaps stay zero.
+  // Parameters lie in the blocks in creation order. Neighbours that are updated alike are one range, which ends where
+  // its successor begins: the gaps stay zero.
+  std::vector<std::vector<AdamWRange>> ranges(blocks_.size());
   size_t block = 0;
   for (const Param& p : params.all()) {
     while (!p.value.same_storage(params.blocks()[block].values)) ++block;
     const int64_t begin = offset_in(params.blocks()[block].values, p.value), end = begin + p.value.count();
     const auto part = [&](const Tensor& flat) { return flat.slice_first(begin, end).reshape(p.value.shape()); };
     moments_.push_back({p.name, part(blocks_[block].exp_avg), part(blocks_[block].exp_avg_sq)});
-    const bool same_block = !ranges_.empty() && ranges_.back().block == block;
-    if (same_block) ranges_.back().end = begin;
-    if (same_block && ranges_.back().decay == p.options.decay && ranges_.back().lr_scale == p.options.lr_scale)
-      ranges_.back().end = end;
-    else ranges_.push_back({block, begin, end, p.options.decay, p.options.lr_scale});
+    std::vector<AdamWRange>& here = ranges[block];
+    const double decay = p.options.decay ? options.weight_decay : 0;
+    if (!here.empty()) here.back().end = begin;
+    if (!here.empty() && here.back().weight_decay == decay && here.back().lr_scale == p.options.lr_scale)
+      here.back().end = end;
+    else here.push_back({begin, end, decay, p.options.lr_scale});
   }
+  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i].ranges = adamw_ranges(ranges[i], params.device());
 }
 
 AdamW::AdamW(const Params& params, const AdamWOptions& options) : AdamW(params, Mesh{}, options) {
@@ -88,19 +93,18 @@ Tensor AdamW::update() {
   on(params_.device(), [&](auto backend) {
     sum_of_squares(backend, gradients, control(controls_, AdamWControls::squares));
     adamw_controls(backend, controls_);
-    for (const Range& r : ranges_) {
-      const ParamBlock& block = params_.blocks()[r.block];
-      adamw_update(backend, {.parameter = block.values.slice_first(r.begin, r.end),
-                             .gradient = gradients[r.block].slice_first(r.begin, r.end),
-                             .exp_avg = blocks_[r.block].exp_avg.slice_first(r.begin, r.end),
-                             .exp_avg_sq = blocks_[r.block].exp_avg_sq.slice_first(r.begin, r.end),
-                             .rounded = block.rounded ? block.rounded.slice_first(r.begin, r.end) : Tensor(),
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const ParamBlock& block = params_.blocks()[i];
+      adamw_update(backend, {.parameter = block.values.slice_first(0, block.used),
+                             .gradient = gradients[i],
+                             .exp_avg = blocks_[i].exp_avg,
+                             .exp_avg_sq = blocks_[i].exp_avg_sq,
+                             .rounded = block.rounded ? block.rounded.slice_first(0, block.used) : Tensor(),
                              .controls = controls_,
+                             .ranges = blocks_[i].ranges,
                              .beta1 = options_.beta1,
                              .beta2 = options_.beta2,
-                             .epsilon = options_.eps,
-                             .weight_decay = r.decay ? options_.weight_decay : 0,
-                             .lr_scale = r.lr_scale});
+                             .epsilon = options_.eps});
     }
   });
   params_.clear_gradients();

@@ -78,16 +78,10 @@ class AdamW {
   const Params& params() const { return params_; }
 
  private:
-  // Flat memory of neighbours that are updated alike.
-  struct Range {
-    size_t block;
-    int64_t begin, end;
-    bool decay;
-    double lr_scale;
-  };
-  // The moments of one block of parameters.
+  // The moments of one block of parameters, and which of them are updated alike.
   struct Block {
     Tensor exp_avg, exp_avg_sq;  // [used]
+    Tensor ranges;               // adamw_ranges()
   };
 
   void sum_over_processes() const;
@@ -96,7 +90,6 @@ class AdamW {
   Mesh mesh_;
   AdamWOptions options_;
   std::vector<Block> blocks_;
-  std::vector<Range> ranges_;
   std::vector<Moments> moments_;
   Tensor controls_;  // f64 [AdamWControls::size]
   Later in_a_row_ = 0, in_a_row_before_ = 0;  // skipped, after the last step and after the one before

@@ -71,6 +71,35 @@ Tensor controls(double rate, double clip_factor, double finite, double applied) 
   return from_host({AdamWControls::size}, c, DType::f64);
 }
 
+AdamWUpdate updated(const AdamWUpdate& u) {
+  on(u.parameter.device(), [&](auto backend) { adamw_update(backend, u); });
+  return u;
+}
+
+// A block of memory, not begun by a range and not ended by one: ranges of one element, within one thread's four, within
+// one of the GPU's blocks of 8192, ended by one, across two of them and over several; an empty one; and gaps.
+constexpr int64_t block_size = 30'011;
+
+std::vector<AdamWRange> many_ranges() {
+  return {{3, 4, 0.1, 1},       {4, 6, 0, 2},         {6, 13, 0.2, 0.5},  {16, 16, 0.1, 1},       {16, 33, 0, 1},
+          {40, 8192, 0.1, 0.1}, {8192, 8193, 0.3, 1}, {8255, 9002, 0, 1}, {9002, 27'001, 0.2, 2},
+          {30'001, 30'010, 0, 3}};
+}
+
+AdamWUpdate block_of(DType type, Device device, double finite, const std::vector<AdamWRange>& ranges) {
+  const auto there = [&](const Tensor& t, DType as) { return to_device(to(t, as), device); };
+  const auto normal = [&](uint64_t seed) {
+    return there(random_normal({block_size}, seed, 1, 0, DType::f32), type);
+  };
+  return {.parameter = normal(1),
+          .gradient = normal(2),
+          .exp_avg = normal(3),
+          .exp_avg_sq = there(full({block_size}, 0.5), type),
+          .rounded = there(full({block_size}, 7), DType::bf16),
+          .controls = to_device(controls(1e-2, 0.5, finite, 10), device),
+          .ranges = adamw_ranges(ranges, device)};
+}
+
 }  // namespace
 
 TEST_CASE("adamw: twenty steps equal the formula of the paper: decay, lr_scale and clipping") {
@@ -219,13 +248,9 @@ TEST_CASE("adamw: the f32 update follows f64, and the bf16 copy is the rounded p
                        .exp_avg_sq = range(full({begin + n}, 0.5), type),
                        .rounded = range(full({begin + n}, 7), DType::bf16),
                        .controls = to_device(controls(1e-3, 0.5, finite, 10), where),
-                       .weight_decay = 0.1};
+                       .ranges = adamw_ranges({{.end = n, .weight_decay = 0.1}}, where)};
   };
-  const auto run = [&](const AdamWUpdate& u) {
-    on(u.parameter.device(), [&](auto backend) { adamw_update(backend, u); });
-    return u;
-  };
-  const AdamWUpdate a = run(make(DType::f32, device)), b = run(make(DType::f64, Device::cpu));
+  const AdamWUpdate a = updated(make(DType::f32, device)), b = updated(make(DType::f64, Device::cpu));
   CHECK(max_difference(a.parameter, b.parameter) < 5e-7);  // one rounding of numbers below 5
   CHECK(relative_rms(a.exp_avg, b.exp_avg) < 3e-7);        // two or three roundings of 2^-24; one number may cancel
   CHECK(relative_rms(a.exp_avg_sq, b.exp_avg_sq) < 1.5e-7);
@@ -235,10 +260,61 @@ TEST_CASE("adamw: the f32 update follows f64, and the bf16 copy is the rounded p
   CHECK(bitwise_equal(a.exp_avg, before.exp_avg) == (finite == 0));
   CHECK(bitwise_equal(a.exp_avg_sq, before.exp_avg_sq) == (finite == 0));
   for (int i = 0; i < 9; ++i) {  // ten runs
-    const AdamWUpdate again = run(make(DType::f32, device));
+    const AdamWUpdate again = updated(make(DType::f32, device));
     CHECK(bitwise_equal(again.parameter, a.parameter));
     CHECK(bitwise_equal(again.exp_avg_sq, a.exp_avg_sq));
   }
+}
+
+TEST_CASE("adamw: every range of a block has its own decay and lr_scale, and what lies in none stays", "[gpu][small]") {
+  const auto [device, type] = GENERATE(from_range([] {
+    std::vector<Place> places{{Device::cpu, DType::f64}};
+    for (const Device d : devices()) places.push_back({d, DType::f32});
+    return places;
+  }()));
+  const double finite = GENERATE(1.0, 0.0);
+  const AdamWOptions o;  // β and ε are an update's by default
+  const AdamWUpdate before = block_of(type, device, finite, many_ranges());
+  std::vector<Scalar> expected = scalars(before.parameter);
+  const auto g = to_host(before.gradient), m = to_host(before.exp_avg);
+  std::vector<bool> touched(block_size);
+  for (size_t i = 0; i < expected.size(); ++i) expected[i].m = m[i], expected[i].v = 0.5;
+  if (finite != 0)
+    for (const AdamWRange& r : many_ranges())
+      for (auto i = static_cast<size_t>(r.begin); i < static_cast<size_t>(r.end); ++i) {
+        expected[i].step(0.5 * g[i], 10, 1e-2 * r.lr_scale, r.weight_decay, o);
+        touched[i] = true;
+      }
+  const AdamWUpdate u = updated(block_of(type, device, finite, many_ranges()));
+  const auto p = to_host(u.parameter), m_new = to_host(u.exp_avg), v_new = to_host(u.exp_avg_sq);
+  const auto rounded = to_host(u.rounded), copy = to_host(to(u.parameter, DType::bf16));
+  const auto was = to_host(before.parameter);
+  const double most = type == DType::f64 ? 0x1p-48 : 0x1p-19;  // eight roundings of numbers below 8
+  int64_t wrong = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const Scalar& e = expected[i];
+    const bool near = std::abs(p[i] - e.p) < most && std::abs(m_new[i] - e.m) < most &&
+                      std::abs(v_new[i] - e.v) < most && rounded[i] == copy[i];
+    const bool same = p[i] == was[i] && m_new[i] == m[i] && v_new[i] == 0.5 && rounded[i] == 7;
+    wrong += touched[i] ? !near : !same;
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("adamw: ranges of one update have the bits that each has in an update of its own", "[gpu][small]") {
+  const Device device = GENERATE(from_range(devices()));
+  const AdamWUpdate together = updated(block_of(DType::f32, device, 1, many_ranges()));
+  const AdamWUpdate alone = block_of(DType::f32, device, 1, {});
+  for (const AdamWRange& r : many_ranges()) {  // most of these begin where no piece of a vector may
+    const auto part = [&](const Tensor& t) { return t.slice_first(r.begin, r.end); };
+    updated({.parameter = part(alone.parameter), .gradient = part(alone.gradient), .exp_avg = part(alone.exp_avg),
+             .exp_avg_sq = part(alone.exp_avg_sq), .rounded = part(alone.rounded), .controls = alone.controls,
+             .ranges = adamw_ranges({{0, r.end - r.begin, r.weight_decay, r.lr_scale}}, device)});
+  }
+  CHECK(bitwise_equal(together.parameter, alone.parameter));
+  CHECK(bitwise_equal(together.exp_avg, alone.exp_avg));
+  CHECK(bitwise_equal(together.exp_avg_sq, alone.exp_avg_sq));
+  CHECK(bitwise_equal(together.rounded, alone.rounded));
 }
 
 TEST_CASE("adamw: five steps on every device, one of them with a bad gradient, follow the CPU in f64", "[gpu][small]") {
@@ -332,8 +408,13 @@ TEST_CASE("adamw: the GPU's sum of squares is the CPU's in f64; ten runs give th
 }
 
 TEST_CASE("adamw: operands that do not fit are named") {
+  CHECK_THROWS_WITH(adamw_ranges({{0, 5, 0, 1}, {4, 6, 0, 1}}, Device::cpu),
+                    "AdamW: a range 4..6 after one that ends at 5");
+  AdamWUpdate beyond = block_of(DType::f32, Device::cpu, 1, {{0, block_size + 1, 0, 1}});
+  CHECK_THROWS_WITH(adamw_update(Cpu{}, beyond), "AdamW: 30011 parameters, but a range that ends at 30012");
   const Tensor p = full({3}, 1), g = full({4}, 1);
-  const AdamWUpdate u{.parameter = p, .gradient = g, .exp_avg = p, .exp_avg_sq = p, .rounded = {}, .controls = {}};
+  const AdamWUpdate u{.parameter = p, .gradient = g, .exp_avg = p, .exp_avg_sq = p, .rounded = {}, .controls = {},
+                      .ranges = {}};
   CHECK_THROWS_WITH(adamw_update(Cpu{}, u),
                     "AdamW: parameter f32 [3] but gradient f32 [4], all must be contiguous");
 }

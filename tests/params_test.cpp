@@ -76,6 +76,43 @@ TEST_CASE("params: the shards of a tensor are cut out of the whole one") {
   CHECK_THROWS_AS(part.create("odd", {3}, init::normal(1), {.shard_axis = 0}), Error);
 }
 
+TEST_CASE("params: with room made for them tensors lie in blocks of at least 64 MiB that end with a tensor") {
+  const int64_t full = (int64_t{64} << 20) / 8;
+  const auto model = [=](Params p) {
+    for (const auto& [name, count] : {std::pair{"a", int64_t{1001}}, {"b", full}, {"c", int64_t{7}}, {"d", full},
+                                      {"e", int64_t{5}}})
+      p.create(name, {count}, init::constant(1));
+  };
+  for (const bool sizes_only : {true, false}) {
+    Params p(Device::cpu, {.dtype = DType::f64, .sizes_only = sizes_only});
+    p.create("before", {3}, init::constant(2));
+    p.make_room(model);
+    CHECK(p.count() == 3);
+    model(p);
+    REQUIRE(p.blocks().size() == 3);
+    CHECK(p.blocks()[1].capacity == 1024 + full);
+    CHECK(p.blocks()[2].capacity == 64 + full + 64);
+    for (const ParamBlock& block : p.blocks().subspan(1)) CHECK(block.used == block.capacity);
+    p.make_room([](Params to) { to.create("small", {9}, init::constant(3)); });
+    p.create("small", {9}, init::constant(3));
+    CHECK(p.blocks().size() == 4);
+    p.make_room([](Params to) { to.create("smaller", {9}, init::constant(4)); });  // there is some
+    p.create("smaller", {9}, init::constant(4));
+    CHECK(p.blocks().size() == 4);
+    if (sizes_only) continue;
+    const auto place = [&](size_t i) {
+      return static_cast<const double*>(p.all()[i].value.address()) - p.blocks()[i < 3 ? 1 : 2].values.data<double>();
+    };
+    CHECK(place(1) == 0);
+    CHECK(place(2) == 1024);
+    CHECK(place(3) == 0);
+    CHECK(place(4) == 64);
+    CHECK(place(5) == 64 + full);
+    CHECK(p.all()[5].gradient.address() == p.blocks()[2].gradients.slice_first(64 + full, 64 + full + 5).address());
+    CHECK(to_host(p.all()[5].value) == std::vector<double>(5, 1));
+  }
+}
+
 TEST_CASE("params: gradients that never arrived are settled as zero") {
   Params p(Device::cpu);
   const Tensor a = p.create("a", {1, 2}, init::constant(1)), b = p.create("b", {2}, init::constant(1));
