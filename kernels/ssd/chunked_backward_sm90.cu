@@ -55,8 +55,8 @@ __device__ void wait_for_older_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// mma::copy_tile_async into panels.
-template <int columns>
+// mma::copy_tile_async into panels; `whole`: all 64 rows are there, of all columns.
+template <int columns, bool whole>
 __device__ void copy_panels_async(bf16* to, const bf16* from, int64_t stride, int rows, int width) {
   constexpr int pieces = columns / 8,
                 step = gradient_threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
@@ -66,7 +66,7 @@ __device__ void copy_panels_async(bf16* to, const bf16* from, int64_t stride, in
   const bf16* source = from + row * stride + column;
 #pragma unroll
   for (int r = 0; r < 64; r += step) {
-    const bool there = row + r < rows && column < width;
+    const bool there = whole || (row + r < rows && column < width);
     copy_async(target + r * panel, there ? source : from, there);
     source += step * stride;
   }
@@ -79,10 +79,10 @@ __device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_t
   if (k < at.heads) {
     auto& to = shared.stage[k % stages];
     const int64_t h = at.h0 + k, state = (at.b * p.chunks + at.chunk) * p.heads + h;
-    copy_panels_async<P_tile>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
-    copy_panels_async<P_tile>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
-    copy_panels_async<N_tile>(to.S, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-    copy_panels_async<N_tile>(to.G, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+    copy_panels_async<P_tile, false>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
+    copy_panels_async<P_tile, false>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
+    copy_panels_async<N_tile, true>(to.S, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+    copy_panels_async<N_tile, true>(to.G, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
     const int i = static_cast<int>(threadIdx.x) * 4;
     if (i < Q) copy_async(shared.delta[k % 16] + i, p.delta + state * Q + i, true);
     else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);
@@ -105,11 +105,13 @@ __device__ void add_product(float (&s)[tiles][4], const Left (&a)[4], const bf16
 #pragma unroll
   for (int k = 0; k < 4; ++k) multiply_add<true>(s, a[k], across_k(b, k * 16, panel_size * sizeof(bf16)));
 }
-// Operands in registers stay what they are up to here: products that are done read them.
-__device__ void keep(const Left (&a)[4]) {
+// Operands in registers stay what they are up to here, where products that read them are done; and what was unpacked
+// from them is forgotten: it would take twice the registers.
+__device__ void keep(Left (&a)[4]) {
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    asm volatile("" ::"r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3]) : "memory");
+#pragma unroll
+    for (uint32_t& word : a[k].r) asm volatile("" : "+r"(word)::"memory");
 }
 
 // 16 rows of a tile of 64 columns as left operands. Their word i of k is what sums have in tile 2 k + i / 2 and row
@@ -208,6 +210,7 @@ struct View {
                             (!documents || shared.document[column] == shared.document[own_row]);
         pairs |= uint32_t{counts} << (4 * t + i);
       }
+    asm volatile("" : "+r"(pairs));  // or the compiler makes comparisons of them again
   }
   __device__ bool counts(int t, int i) const { return pairs >> (4 * t + i) & 1; }
 
@@ -289,6 +292,7 @@ struct Rows : View<N_tile, documents> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
     weigh<documents>(weighted, dy, from_start);
+    keep(dy);
     if (any_enters) {  // else S, perhaps NaN, is nothing to this chunk
       begin();
       add_product(gradient, weighted, s.S);
@@ -307,7 +311,6 @@ struct Rows : View<N_tile, documents> {
       parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
     this->states_dot(s, parts);
     wgmma::wait<0>(CS, gradient);
-    keep(dy);
     keep(weighted);
     float dots[2];
     row_products(dots, CS, dy);
@@ -389,6 +392,7 @@ struct Columns : View<N_tile, documents> {
     }
     load_rows(x, s.x, row);
     weigh<documents>(weighted, x, leaving);
+    keep(x);
     begin();
     add_product(gradient, weighted, s.G);
     commit();
@@ -399,6 +403,7 @@ struct Columns : View<N_tile, documents> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) u[t][i] = times<documents>(to_end[i / 2], u[t][i]);
     row_products(dots, u, x);
+    keep(x);
     begin();
     add_product(u, M, s.dy);
     commit();
@@ -407,6 +412,8 @@ struct Columns : View<N_tile, documents> {
     this->leave_rows(parts.leave[0], dots);
     load_rows(dy, s.dy, row);
     skips(x, dy, parts);
+    keep(x);
+    keep(dy);
     this->states_dot(s, parts);
     wgmma::wait<0>(u, gradient);
     keep(M);
@@ -419,14 +426,21 @@ struct Columns : View<N_tile, documents> {
   // Mᵀ = e^{cs_i - cs_j} (C_i·B_j), i >= j, as left operands.
   __device__ void scores(Left (&M)[4], const float* sum) const {
     const float cs_j[2] = {sum[r[0]], sum[r[1]]};
-    each_word([&](int k, int i, int t, int half) {
-      M[k].r[i] = 0;
-      if (t * 8 + 7 < row) return;
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      uint32_t(&to)[4] = M[t / 2].r;
+      to[t % 2 * 2] = to[t % 2 * 2 + 1] = 0;
+      if (t * 8 + 7 < row) continue;
       const float2 cs = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
-      const float *product = products[t] + 2 * half, e[2] = {power_of_2(cs.x - cs_j[half]), power_of_2(cs.y - cs_j[half])};
-      M[k].r[i] = pack(this->counts(t, 2 * half) ? e[0] * product[0] : 0.0f,
-                       this->counts(t, 2 * half + 1) ? e[1] * product[1] : 0.0f);
-    });
+      float m[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float e = power_of_2((i % 2 == 0 ? cs.x : cs.y) - cs_j[i / 2]);
+        m[i] = this->counts(t, i) ? e * products[t][i] : 0.0f;
+      }
+      to[t % 2 * 2] = pack(m[0], m[1]);
+      to[t % 2 * 2 + 1] = pack(m[2], m[3]);
+    }
   }
 
   // dy·x, by tokens or, if D is per channel, by channels.
@@ -466,11 +480,14 @@ struct Columns : View<N_tile, documents> {
     store_rows(out, shared.dx, row);
     __syncwarp();
     const Tile<P_tile> tile{shared.dx};
-    for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
-      const int t = row + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
-      if (t < at.rows && column < P)
-        *reinterpret_cast<uint4*>(a.dx + (at.token + t) * a.stride_dx + h * P + column) =
-            *reinterpret_cast<const uint4*>(tile.at(t, column));
+    constexpr int pieces = P_tile / 8, rows = 32 / pieces;  // of a row; at a time
+    const int first = row + lane() / pieces, column = lane() % pieces * 8;
+    bf16* to = a.dx + (at.token + first) * a.stride_dx + h * P + column;
+#pragma unroll
+    for (int t = 0; t < 16; t += rows) {
+      if (first + t < at.rows && column < P)
+        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile.at(first + t, column));
+      to += rows * a.stride_dx;
     }
   }
 
@@ -531,8 +548,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients_sm90(const __gr
   at.token = at.b * p.time + at.chunk * Q;
   at.rows = p.tokens_of(at.chunk);
 
-  copy_panels_async<N_tile>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
-  copy_panels_async<N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
+  copy_panels_async<N_tile, false>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
+  copy_panels_async<N_tile, false>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
   commit_copies();
   for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(at.b, at.chunk, static_cast<int>(threadIdx.x));
