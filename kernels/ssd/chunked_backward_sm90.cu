@@ -35,7 +35,8 @@ struct alignas(1024) Shared {
   Stage stage[stages];
   bf16 B[Q * N_tile], C[Q * N_tile];
   bf16 dx[Q * P_tile];
-  float delta[16][Q], sum[16][Q];  // of the last heads: their last step reads those of eight, and others are on their way
+  float D[stages][P_tile];         // 0 if there is none
+  float delta[16][Q], sum[16][Q];  // of the last heads: their last step reads those of eight, others are on their way
   Parts<1> parts[9];               // of eight heads and the next one
   int document[Q];
 };
@@ -83,9 +84,14 @@ __device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_t
     copy_panels_async<P_tile, false>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
     copy_panels_async<N_tile, true>(to.S, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
     copy_panels_async<N_tile, true>(to.G, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-    const int i = static_cast<int>(threadIdx.x) * 4;
+    const int i = static_cast<int>(threadIdx.x) * 4, channel = static_cast<int>(threadIdx.x) - 64;
     if (i < Q) copy_async(shared.delta[k % 16] + i, p.delta + state * Q + i, true);
     else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);
+    else if (channel >= 0 && channel < P_tile) {
+      const bool there = a.D != nullptr && channel < p.P;
+      const float* D = a.D_per_channel ? a.D + h * p.P + channel : a.D + h;
+      copy_async<4>(shared.D[k % stages] + channel, there ? D : p.delta, there);
+    }
   }
   commit_copies();
 }
@@ -105,13 +111,11 @@ __device__ void add_product(float (&s)[tiles][4], const Left (&a)[4], const bf16
 #pragma unroll
   for (int k = 0; k < 4; ++k) multiply_add<true>(s, a[k], across_k(b, k * 16, panel_size * sizeof(bf16)));
 }
-// Operands in registers stay what they are up to here, where products that read them are done; and what was unpacked
-// from them is forgotten: it would take twice the registers.
-__device__ void keep(Left (&a)[4]) {
+// Operands in registers stay what they are up to here, where products that read them are done.
+__device__ void keep(const Left (&a)[4]) {
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (uint32_t& word : a[k].r) asm volatile("" : "+r"(word)::"memory");
+    asm volatile("" ::"r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3]) : "memory");
 }
 
 // 16 rows of a tile of 64 columns as left operands. Their word i of k is what sums have in tile 2 k + i / 2 and row
@@ -123,15 +127,24 @@ __device__ void each_word(F&& f) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) f(k, i, 2 * k + i / 2, i % 2);
 }
+// Addresses of a row's pieces differ by an exclusive or of constants.
+__device__ uint32_t rows_at(bf16* tile, int row) {
+  return shared_address(Tile<panel>{tile}.at(row + lane() % 16, lane() / 16 * 8));
+}
+__device__ void load_at(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
 __device__ void load_rows(Left (&to)[4], bf16* tile, int row) {
+  const uint32_t address = rows_at(tile, row);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) to[k] = left(Tile<panel>{tile}, row, k * 16);
+  for (int k = 0; k < 4; ++k) load_at(to[k].r, address ^ k * 32);
 }
 __device__ void store_rows(const Left (&a)[4], bf16* tile, int row) {
+  const uint32_t address = rows_at(tile, row);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     shared_address(Tile<panel>{tile}.at(row + lane() % 16, k * 16 | lane() / 16 * 8))),
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address ^ k * 32),
                  "r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3])
                  : "memory");
 }
@@ -216,13 +229,16 @@ struct View {
 
   // <G, S>, this warp's part of eight: the diagonal of products of 16 rows of S with the same rows of G.
   __device__ void states_dot(Stage& s, Parts<1>& parts) const {
-    const int p = warp / 2 * 16, n = warp % 2 * (N_tile / 2);
-    const Tile<panel> S{s.S + n / panel * panel_size}, G{s.G + n / panel * panel_size};
+    const int p = warp / 2 * 16, n = warp % 2 * (N_tile / 2), from = n / panel * panel_size;
+    const uint32_t S = rows_at(s.S + from, p),
+                   G = shared_address(Tile<panel>{s.G + from}.at(p + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2 * 8));
     float product[2][4] = {};
 #pragma unroll
     for (int k = 0; k < N_tile / 2; k += 16) {
-      const Left l = left(S, p, n % panel | k);
-      const Right g = right(G, p, n % panel | k);
+      Left l;
+      Right g;
+      load_at(l.r, S ^ (n % panel | k) * 2);
+      load_at(g.r, G ^ (n % panel | k) * 2);
       multiply_add(product[0], l, g, 0);
       multiply_add(product[1], l, g, 1);
     }
@@ -279,8 +295,8 @@ struct Rows : View<N_tile, documents> {
         if (!this->counts(t, i) || t * 8 + q + i % 2 == r[i / 2]) products[t][i] = 0;
   }
 
-  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, Parts<1>& parts, const Place&,
-                       int64_t) {
+  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float*, Parts<1>& parts,
+                       const Place&, int64_t) {
     Left dy[4], weighted[4];
     float dYX[8][4], CS[8][4];
     load_rows(dy, s.dy, row);
@@ -292,15 +308,15 @@ struct Rows : View<N_tile, documents> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
     weigh<documents>(weighted, dy, from_start);
-    keep(dy);
     if (any_enters) {  // else S, perhaps NaN, is nothing to this chunk
       begin();
       add_product(gradient, weighted, s.S);
     }
     commit();
     wgmma::wait<1>(dYX);
+    keep(dy);
     float rows[2] = {0, 0}, columns[2][8] = {};
-    scores(dYX, delta, sum, rows, columns);
+    scores(dYX, delta, sum, rows, columns, parts);
     begin();
     multiply_rows<N_tile>(CS, shared.C, s.S);
     commit();
@@ -310,6 +326,7 @@ struct Rows : View<N_tile, documents> {
     for (int half = 0; half < 2; ++half)
       parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
     this->states_dot(s, parts);
+    load_rows(dy, s.dy, row);  // once more, rather than to keep it
     wgmma::wait<0>(CS, gradient);
     keep(weighted);
     float dots[2];
@@ -319,13 +336,15 @@ struct Rows : View<N_tile, documents> {
     this->leave_rows(parts.enter[0], dots);
   }
 
-  // T and W. Tiles above the diagonal are nothing.
+  // T and W; dy·x. Tiles above the diagonal are nothing.
   __device__ void scores(const float (&dYX)[8][4], const float* delta, const float* sum, float (&rows)[2],
-                         float (&columns)[2][8]) {
+                         float (&columns)[2][8], Parts<1>& parts) {
     const float cs[2] = {sum[r[0]], sum[r[1]]};
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
       if (t * 8 >= row + 16) continue;
+      if (t / 2 * 16 == row && lane() / 8 == lane() % 4)  // this lane has one of the diagonal
+        parts.skip[0][r[t % 2]] = lane() / 4 % 2 == 0 ? dYX[t][t % 2 * 2] : dYX[t][t % 2 * 2 + 1];
       const float2 d = *reinterpret_cast<const float2*>(delta + (t * 8 | q)),
                    cs_j = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
 #pragma unroll
@@ -376,14 +395,13 @@ struct Columns : View<N_tile, documents> {
     for (int i = 0; i < 2; ++i) leaves[i] = !documents || shared.document[r[i]] == shared.document[Q - 1];
   }
 
-  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, Parts<1>& parts, const Place& at,
-                       int64_t h) {
+  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float* D, Parts<1>& parts,
+                       const Place& at, int64_t h) {
     Left x[4], weighted[4], M[4], dy[4];
     float u[8][4], to_end[2], leaving[2], step[2], dots[2];
     begin();
     multiply_rows<N_tile>(u, shared.B, s.G);
     commit();
-    const float D = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
@@ -392,29 +410,26 @@ struct Columns : View<N_tile, documents> {
     }
     load_rows(x, s.x, row);
     weigh<documents>(weighted, x, leaving);
-    keep(x);
     begin();
     add_product(gradient, weighted, s.G);
     commit();
     scores(M, sum);
+    load_rows(x, s.x, row);  // once more, rather than to keep it
     wgmma::wait<1>(u);
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) u[t][i] = times<documents>(to_end[i / 2], u[t][i]);
     row_products(dots, u, x);
-    keep(x);
     begin();
     add_product(u, M, s.dy);
     commit();
 #pragma unroll
     for (int i = 0; i < 2; ++i) dots[i] = leaves[i] ? step[i] * dots[i] : 0.0f;
     this->leave_rows(parts.leave[0], dots);
-    load_rows(dy, s.dy, row);
-    skips(x, dy, parts);
-    keep(x);
-    keep(dy);
+    if (a.D_per_channel) channels(x, s, parts);
     this->states_dot(s, parts);
+    load_rows(dy, s.dy, row);
     wgmma::wait<0>(u, gradient);
     keep(M);
     keep(weighted);
@@ -443,50 +458,41 @@ struct Columns : View<N_tile, documents> {
     }
   }
 
-  // dy·x, by tokens or, if D is per channel, by channels.
-  __device__ void skips(const Left (&x)[4], const Left (&dy)[4], Parts<1>& parts) const {
-    float skip[2] = {0, 0}, channel[2][8] = {};
-    if (!a.D_per_channel) {
-      each_word([&](int k, int i, int, int half) {
-        const float2 v = unpack(x[k].r[i]), w = unpack(dy[k].r[i]);
-        skip[half] += v.x * w.x;
-        skip[half] += v.y * w.y;
-      });
-      for (float& sum : skip) sum = row_sum(sum);
-      return this->leave_rows(parts.skip[0], skip);
-    }
+  // dy ⊙ x, summed over the warp's tokens.
+  __device__ void channels(const Left (&x)[4], typename Base::Stage& s, Parts<1>& parts) const {
+    Left dy[4];
+    load_rows(dy, s.dy, row);
+    float sums[2][8] = {};
     each_word([&](int k, int i, int t, int) {
       const float2 v = unpack(x[k].r[i]), w = unpack(dy[k].r[i]);
-      channel[t / 4][t % 4 * 2] += v.x * w.x;
-      channel[t / 4][t % 4 * 2 + 1] += v.y * w.y;
+      sums[t / 4][t % 4 * 2] += v.x * w.x;
+      sums[t / 4][t % 4 * 2 + 1] += v.y * w.y;
     });
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      parts.channel[row / 16][half * 32 + column_of_lane()] = column_sum(channel[half]);
+      parts.channel[row / 16][half * 32 + column_of_lane()] = column_sum(sums[half]);
   }
 
   // dx = Δ u + D dy, through a tile, to memory by whole pieces. A warp touches its own rows of the tile alone.
-  __device__ void store_dx(const float (&u)[8][4], const Left (&dy)[4], const float (&step)[2], float D_head,
+  __device__ void store_dx(const float (&u)[8][4], const Left (&dy)[4], const float (&step)[2], const float* D,
                            const Place& at, int64_t h) const {
-    const int P = a.p.P;
     Left out[4];
     each_word([&](int k, int i, int t, int half) {
-      const int column = t * 8 | q;
-      float2 D = {D_head, D_head};
-      if (a.D_per_channel && column < P) D = *reinterpret_cast<const float2*>(a.D + h * P + column);
-      const float2 w = unpack(dy[k].r[i]);
-      out[k].r[i] = pack(step[half] * u[t][2 * half] + D.x * w.x, step[half] * u[t][2 * half + 1] + D.y * w.y);
+      const float2 w = unpack(dy[k].r[i]), d = *reinterpret_cast<const float2*>(D + (t * 8 | q));
+      out[k].r[i] = pack(step[half] * u[t][2 * half] + d.x * w.x, step[half] * u[t][2 * half + 1] + d.y * w.y);
     });
     store_rows(out, shared.dx, row);
     __syncwarp();
-    const Tile<P_tile> tile{shared.dx};
     constexpr int pieces = P_tile / 8, rows = 32 / pieces;  // of a row; at a time
-    const int first = row + lane() / pieces, column = lane() % pieces * 8;
+    static_assert(rows == 4);
+    const int P = a.p.P, first = row + lane() / pieces, column = lane() % pieces * 8;
+    const bf16* from = shared.dx + first * P_tile;
     bf16* to = a.dx + (at.token + first) * a.stride_dx + h * P + column;
 #pragma unroll
-    for (int t = 0; t < 16; t += rows) {
+    for (int t = 0; t < 16; t += rows) {  // the row's number modulo 8 is that of the first one, or 4 more
       if (first + t < at.rows && column < P)
-        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile.at(first + t, column));
+        *reinterpret_cast<uint4*>(to) =
+            *reinterpret_cast<const uint4*>(from + t * P_tile + (column ^ lane() / pieces * 8 ^ t % 8 * 8));
       to += rows * a.stride_dx;
     }
   }
@@ -527,7 +533,8 @@ __device__ void walk(const Gradients& a, Shared<N_tile>& shared, int warp, const
                    shared.sum[done % 16], shared.document);
     }
     if (k >= at.heads) break;
-    view.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.parts[k % 9], at, at.h0 + k);
+    view.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.D[k % stages],
+              shared.parts[k % 9], at, at.h0 + k);
   }
   view.finish(at);
 }
