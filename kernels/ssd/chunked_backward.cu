@@ -9,7 +9,8 @@
 //   4. Δ_j e^{cs_Q - cs_j} x G, added to dB, and its product with B: τ;  <G, S>
 //   5. after eight heads, a warp each: dcs, its sums from behind, ddt
 //
-// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written.
+// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written. On Hopper
+// chunked_backward_sm90.cu does the same.
 #include "adder/kernels/ssd/chunked_backward.cuh"
 #include "adder/kernels/wgmma.cuh"
 

@@ -40,6 +40,7 @@ struct alignas(1024) Shared {
   Parts<1> parts[9];               // of eight heads and the next one
   int document[Q];
 };
+static_assert(sizeof(Shared<128>) <= 227 * 1024);
 
 // What a block works on.
 struct Place {
