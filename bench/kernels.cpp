@@ -64,17 +64,35 @@ void operator_lines(const Bench& bench, const std::string& title, const Costs& c
   release_cached(Device::cuda);
 }
 
+// Ids of documents of 500 tokens, the rows of a batch one behind the other.
+Tensor documents(int64_t batch, int64_t time) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < batch * time; ++i) ids.push_back(static_cast<int32_t>(i / 500));
+  return to_device(from_host({batch, time}, ids), Device::cuda);
+}
+
 struct SsdShape {
   int64_t B, L, H, P, N, G;
-  bool plain = false;  // no D and no dt_bias
+  bool plain = false;     // no D and no dt_bias
+  bool in_model = false;  // x, B and C and their gradients are parts of rows, as of the convolution's, with documents
 };
 
 void ssd(const Bench& bench, const SsdShape& s) {
-  const auto [B, L, H, P, N, G, plain] = s;
-  const std::string title = fmt::format("Ssd B{} L{} H{} P{} N{} G{}{}", B, L, H, P, N, G, plain ? ", no D" : "");
+  const auto [B, L, H, P, N, G, plain, in_model] = s;
+  const std::string title = fmt::format("Ssd B{} L{} H{} P{} N{} G{}{}{}", B, L, H, P, N, G, plain ? ", no D" : "",
+                                        in_model ? ", parts of rows, documents" : "");
   if (!bench.wants(title)) return;
-  const Tensor x = leaf(normal({B, L, H, P}, 1)), dt = leaf(normal({B, L, H}, 2, 1, -4));
-  const Tensor b = leaf(normal({B, L, G, N}, 3)), c = leaf(normal({B, L, G, N}, 4));
+  const Shape rows{B, L, H * P + 2 * G * N};
+  const Tensor all = in_model ? normal(rows, 1) : Tensor(), all_gradients = in_model ? empty_like(all) : Tensor();
+  const auto part = [&](int64_t begin, int64_t items, int64_t width, uint64_t seed) {
+    const Shape shape{B, L, items, width};
+    if (!in_model) return leaf(normal(shape, seed));
+    const auto view = [&](const Tensor& t) { return t.slice_last(begin, begin + items * width).reshape(shape); };
+    return leaf(view(all), view(all_gradients));
+  };
+  const Tensor x = part(0, H, P, 1), dt = leaf(normal({B, L, H}, 2, 1, -4));
+  const Tensor b = part(H * P, G, N, 3), c = part(H * P + G * N, G, N, 4);
+  const Tensor document = in_model ? documents(B, L) : Tensor();
   const Tensor A_log = leaf(normal_f32({H}, 5, 0.5, 1));
   const Tensor D = plain ? Tensor() : leaf(normal_f32({H}, 6)), bias = plain ? Tensor() : leaf(normal_f32({H}, 7, 0.1));
   std::vector<Tensor> leaves{x, dt, A_log, b, c};
@@ -83,7 +101,8 @@ void ssd(const Bench& bench, const SsdShape& s) {
   const SsdSizes sizes{.tokens = product({B, L}), .heads = real(H), .head_dim = real(P), .state = real(N),
                        .groups = real(G)};
   operator_lines(bench, title, ssd_costs(sizes), leaves, [&] {
-    return std::vector{apply(Ssd{.x = x, .dt = dt, .A_log = A_log, .B = b, .C = c, .D = D, .dt_bias = bias})[0]};
+    return std::vector{apply(Ssd{.x = x, .dt = dt, .A_log = A_log, .B = b, .C = c, .D = D, .dt_bias = bias,
+                                 .document = document})[0]};
   });
 }
 
@@ -95,9 +114,7 @@ void conv(const Bench& bench, int64_t B, int64_t L, int64_t C, int64_t width, in
   const auto part = [&](const Tensor& rows) { return pitch > 0 ? rows.slice_last(pitch - C, pitch) : rows; };
   const Shape rows{B, L, pitch > 0 ? pitch : C};
   const Tensor x = leaf(part(normal(rows, 1)), part(zeros(rows, DType::bf16, Device::cuda)));
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < B * L; ++i) ids.push_back(static_cast<int32_t>(i / 500));
-  const Tensor document = pitch > 0 ? to_device(from_host({B, L}, ids), Device::cuda) : Tensor();
+  const Tensor document = pitch > 0 ? documents(B, L) : Tensor();
   const Tensor w = leaf(normal_f32({C, width}, 2, 0.5)), bias = leaf(normal_f32({C}, 3));
   operator_lines(bench, title, conv_costs(product({B, L, C})), {x, w, bias}, [&] {
     return std::vector{apply(CausalConv1d{.x = x, .weight = w, .bias = bias, .document = document})[0]};
@@ -217,6 +234,7 @@ int main(int argc, char** argv) try {
   for (const int64_t groups : {1, 8}) ssd(bench, {8, 4096, 80, 64, 128, groups});
   ssd(bench, {1, 32768, 80, 64, 128, 1});
   ssd(bench, {32, 2048, 24, 64, 128, 1});
+  ssd(bench, {.B = 32, .L = 2048, .H = 24, .P = 64, .N = 128, .G = 1, .in_model = true});
   ssd(bench, {8, 4096, 80, 64, 64, 1, true});
   ssd(bench, {32, 2048, 24, 64, 64, 1, true});
   conv(bench, 8, 4096, 5376, 4);
