@@ -43,7 +43,8 @@ struct Operand {
   /// `offset` a multiple of 16; it is added last, so that operands of one panel differ by a constant.
   __device__ static Operand at(const bf16* panel, int offset, uint32_t leading, uint32_t stride) {
     constexpr uint32_t exchanged_128_bytes = uint32_t{1} << 30;
-    const uint32_t low = (leading >> 4 << 16 | mma::shared_address(panel) >> 4) + static_cast<uint32_t>(offset >> 4);
+    const uint32_t begin = leading >> 4 << 16 | (mma::shared_address(panel) & 0x3ffff) >> 4;
+    const uint32_t low = begin + static_cast<uint32_t>(offset >> 4);
     return {uint64_t{exchanged_128_bytes | stride >> 4} << 32 | low};
   }
 };
