@@ -40,22 +40,24 @@ inline bool available() {
 /// Where an operand lies, as the hardware wants it told: strides in bytes, as the two kinds below have them.
 struct Operand {
   uint64_t bits;
-  __device__ static Operand at(uint32_t address, uint32_t leading, uint32_t stride) {
-    constexpr uint64_t exchanged_128_bytes = uint64_t{1} << 62;
-    return {exchanged_128_bytes | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 |
-            (address & 0x3ffff) >> 4};
+  /// `offset` a multiple of 16; it is added last, so that operands of one panel differ by a constant.
+  __device__ static Operand at(const bf16* panel, int offset, uint32_t leading, uint32_t stride) {
+    constexpr uint32_t exchanged_128_bytes = uint32_t{1} << 30;
+    const uint32_t begin = leading >> 4 << 16 | (mma::shared_address(panel) & 0x3ffff) >> 4;
+    const uint32_t low = begin + static_cast<uint32_t>(offset >> 4);
+    return {uint64_t{exchanged_128_bytes | stride >> 4} << 32 | low};
   }
 };
 
 /// Rows [row, row + 8 ...) of a panel, which are rows (left) or columns (right) of the product; k runs along a row:
 /// columns [k, k + 16) of the panel. `row` a multiple of 8.
 __device__ inline Operand along_k(const bf16* data, int row, int k) {
-  return Operand::at(mma::shared_address(data) + static_cast<uint32_t>(row * 128 + k * 2), 16, 1024);
+  return Operand::at(data, row * 128 + k * 2, 16, 1024);
 }
 /// Rows [k, k + 16) of panels, over which the sum runs; the columns of the panel, and of the next ones `panel_bytes`
 /// further on, are rows (left) or columns (right) of the product. `k` a multiple of 8.
 __device__ inline Operand across_k(const bf16* data, int k, uint32_t panel_bytes = 0) {
-  return Operand::at(mma::shared_address(data) + static_cast<uint32_t>(k * 128), panel_bytes, 1024);
+  return Operand::at(data, k * 128, panel_bytes, 1024);
 }
 
 __device__ inline void published() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -9,8 +9,10 @@
 //   4. Δ_j e^{cs_Q - cs_j} x G, added to dB, and its product with B: τ;  <G, S>
 //   5. after eight heads, a warp each: dcs, its sums from behind, ddt
 //
-// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written.
+// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. Floor: x, dy, S, G read and dx written. On Hopper
+// chunked_backward_sm90.cu does the same.
 #include "adder/kernels/ssd/chunked_backward.cuh"
+#include "adder/kernels/ssd/fragments.cuh"
 #include "adder/kernels/wgmma.cuh"
 
 namespace adder::ssd::chunked {
@@ -45,27 +47,6 @@ __device__ void load_head(const Gradients& a, int64_t b, int64_t chunk, int64_t 
   else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);
   commit_copies();
 }
-
-// The sum over the four lanes that hold a row.
-__device__ float row_sum(float x) {
-  x += __shfl_xor_sync(all_lanes, x, 1);
-  return x + __shfl_xor_sync(all_lanes, x, 2);
-}
-
-// Eight columns of a lane, numbered x[2 tile + odd], summed over the eight lanes that hold them: each lane gets one
-// sum. Of two lanes that exchange, each hands over the half that the other keeps.
-__device__ float column_sum(const float (&x)[8]) {
-  const bool far = lane() & 16, middle = lane() & 8, near = lane() & 4;
-  float y[4], z[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) y[i] = (far ? x[i + 4] : x[i]) + __shfl_xor_sync(all_lanes, far ? x[i] : x[i + 4], 16);
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    z[i] = (middle ? y[i + 2] : y[i]) + __shfl_xor_sync(all_lanes, middle ? y[i] : y[i + 2], 8);
-  return (near ? z[1] : z[0]) + __shfl_xor_sync(all_lanes, near ? z[0] : z[1], 4);
-}
-// The column, of the warp's 32, whose sum that is.
-__device__ int column_of_lane() { return lane() / 8 * 8 + lane() % 4 * 2 + lane() / 4 % 2; }
 
 // What a warp holds over the heads, and what it knows of the head at hand.
 template <int N_tile, bool documents>

@@ -1,177 +1,27 @@
 // All gradients of a chunk and group on Hopper: one block, two warpgroups. One sees the chunk with tokens i as rows and
-// gathers dC and d(C Bᵀ), the other one with tokens j as rows and gathers dB: inside a head neither waits for the other.
+// gathers dC and d(C Bᵀ), the other with tokens j as rows and gathers dB: inside a head neither waits for the other.
 //
 // With S the state that enters and G the gradient of the state that leaves (formulas and letters of backward.cpp), for
 // each head of the group, all products by wgmma, in square brackets their rows and columns and what the sum runs over:
 //
 //   rows i     1. dYX = dy xᵀ [i, j; p];  dC += (e^{cs_i} dy) S [i, n; p], which runs on beside step 2
-//              2. T = e^{cs_i - cs_j} Δ_j dYX, added to d(C Bᵀ);  rows and columns of W = T ⊙ C Bᵀ are summed
-//              3. C Sᵀ [i, p; n], whose product with e^{cs_i} dy is the decay's share;  <G, S> by both, while it runs
-//   columns j  1. u = B Gᵀ [j, p; n];  dB += (Δ_j e^{cs_Q - cs_j} x) G [j, n; p], while M = e^{cs_i - cs_j} B Cᵀ is made
-//              2. u *= e^{cs_Q - cs_j};  τ = Δ x·u;  u += M dy [j, p; i];  dy·x while it runs
+//              2. T = e^{cs_i - cs_j} Δ_j dYX, added to d(C Bᵀ);  rows and columns of W = T ⊙ C Bᵀ are summed;
+//                 dy·x is the diagonal of dYX
+//              3. C Sᵀ [i, p; n], whose product with e^{cs_i} dy goes to dcs;  <G, S> by both views, while it runs
+//   columns j  1. u = B Gᵀ [j, p; n];  dB += (Δ_j e^{cs_Q - cs_j} x) G [j, n; p];  M = e^{cs_i - cs_j} B Cᵀ meanwhile
+//              2. u *= e^{cs_Q - cs_j};  τ = Δ x·u;  u += M dy [j, p; i]
 //              3. u·x;  dx = Δ u + D dy
 //   both       after eight heads, a warp each: dcs, its sums from behind, ddt
 //
-// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. No sum over N is left to single threads, and an operand
-// from registers lies there as sums do, so that M, dy, x and their weights never pass through shared memory. The next
-// two heads are on their way while one is worked on. Floor: x, dy, S, G read and dx written.
-#include "adder/kernels/ssd/chunked_backward.cuh"
-#include "adder/kernels/wgmma.cuh"
+// and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. No sum over N is left to single threads, and a left
+// operand lies in registers as sums do, so that M and weighted dy and x never pass through shared memory. The next two
+// heads are on their way while one is worked on. Floor: x, dy, S, G read and dx written.
+#include "adder/kernels/ssd/chunked_backward_sm90.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
 
-using namespace mma;
-using namespace wgmma;
-
-constexpr int stages = 3, warps = gradient_threads / 32;
-constexpr int panel_size = Q * panel;  // elements of a panel: all have 64 rows
-
-template <int N_tile>
-struct alignas(1024) Shared {
-  struct Stage {
-    bf16 x[Q * P_tile], dy[Q * P_tile], S[P_tile * N_tile], G[P_tile * N_tile];
-  };
-  Stage stage[stages];
-  bf16 B[Q * N_tile], C[Q * N_tile];
-  bf16 dx[Q * P_tile];
-  float delta[16][Q], sum[16][Q];  // of the last heads: their last step reads those of eight, and others are on their way
-  Parts<1> parts[9];               // of eight heads and the next one
-  int document[Q];
-};
-
-// What a block works on.
-struct Place {
-  int64_t b, chunk, group, split, token, h0;
-  int heads, rows;  // heads from h0 on; tokens
-};
-
-// A barrier of the whole block that both warpgroups reach in code of their own.
-__device__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(gradient_threads) : "memory"); }
-
-// Waits for this thread's copies but those of the last `pending` commits.
-template <int pending>
-__device__ void wait_for_older_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
-// mma::copy_tile_async into panels.
-template <int columns>
-__device__ void copy_panels_async(bf16* to, const bf16* from, int64_t stride, int rows, int width) {
-  constexpr int pieces = columns / 8,
-                step = gradient_threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
-  static_assert(step % 8 == 0 && 64 % step == 0);
-  const int row = static_cast<int>(threadIdx.x) / pieces, column = static_cast<int>(threadIdx.x) % pieces * 8;
-  bf16* target = Tile<panel>{to + column / panel * panel_size}.at(row, column % panel);
-  const bf16* source = from + row * stride + column;
-#pragma unroll
-  for (int r = 0; r < 64; r += step) {
-    const bool there = row + r < rows && column < width;
-    copy_async(target + r * panel, there ? source : from, there);
-    source += step * stride;
-  }
-}
-
-// One commit, empty behind the last head.
-template <int N_tile>
-__device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_tile>& shared) {
-  const Problem& p = a.p;
-  if (k < at.heads) {
-    auto& to = shared.stage[k % stages];
-    const int64_t h = at.h0 + k, state = (at.b * p.chunks + at.chunk) * p.heads + h;
-    copy_panels_async<P_tile>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
-    copy_panels_async<P_tile>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
-    copy_panels_async<N_tile>(to.S, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-    copy_panels_async<N_tile>(to.G, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-    const int i = static_cast<int>(threadIdx.x) * 4;
-    if (i < Q) copy_async(shared.delta[k % 16] + i, p.delta + state * Q + i, true);
-    else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);
-  }
-  commit_copies();
-}
-
-// s = a bᵀ: 64 rows each of N_tile elements, in panels.
-template <int N_tile>
-__device__ void multiply_rows(float (&s)[8][4], const bf16* a, const bf16* b) {
-#pragma unroll
-  for (int k = 0; k < N_tile; k += 16) {
-    const int from = k / panel * panel_size;
-    multiply_add<false, false>(s, along_k(a + from, 0, k % panel), along_k(b + from, 0, k % panel), k > 0);
-  }
-}
-// s += a b, with b 64 rows of as many elements as s has columns, in panels.
-template <int tiles>
-__device__ void add_product(float (&s)[tiles][4], const Left (&a)[4], const bf16* b) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_add<true>(s, a[k], across_k(b, k * 16, panel_size * sizeof(bf16)));
-}
-// Operands in registers stay what they are up to here: products that are done read them.
-__device__ void keep(const Left (&a)[4]) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-    asm volatile("" ::"r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3]) : "memory");
-}
-
-// 16 rows of a tile of 64 columns as left operands. Their word i of k is what sums have in tile 2 k + i / 2 and row
-// i % 2: f(k, i, tile, row).
-template <class F>
-__device__ void each_word(F&& f) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) f(k, i, 2 * k + i / 2, i % 2);
-}
-__device__ void load_rows(Left (&to)[4], bf16* tile, int row) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k) to[k] = left(Tile<panel>{tile}, row, k * 16);
-}
-__device__ void store_rows(const Left (&a)[4], bf16* tile, int row) {
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     shared_address(Tile<panel>{tile}.at(row + lane() % 16, k * 16 | lane() / 16 * 8))),
-                 "r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3])
-                 : "memory");
-}
-template <bool documents>
-__device__ void weigh(Left (&to)[4], const Left (&from)[4], const float (&weight)[2]) {
-  each_word([&](int k, int i, int, int row) {
-    const float2 x = unpack(from[k].r[i]);
-    const uint32_t both = pack(weight[row] * x.x, weight[row] * x.y);
-    to[k].r[i] = documents && weight[row] < 0 ? 0 : both;
-  });
-}
-
-// The sum over the four lanes that hold a row.
-__device__ float row_sum(float x) {
-  x += __shfl_xor_sync(all_lanes, x, 1);
-  return x + __shfl_xor_sync(all_lanes, x, 2);
-}
-// The products of rows of sums with those of a, added up.
-__device__ void row_products(float (&dots)[2], const float (&s)[8][4], const Left (&a)[4]) {
-  dots[0] = dots[1] = 0;
-  each_word([&](int k, int i, int t, int row) {
-    const float2 x = unpack(a[k].r[i]);
-    dots[row] += s[t][2 * row] * x.x;
-    dots[row] += s[t][2 * row + 1] * x.y;
-  });
-  dots[0] = row_sum(dots[0]);
-  dots[1] = row_sum(dots[1]);
-}
-// Columns of four tiles, numbered x[2 tile + odd], summed over the eight lanes that hold them: each lane gets one sum.
-// Of two lanes that exchange, each hands over the half that the other keeps.
-__device__ float column_sum(const float (&x)[8]) {
-  const bool far = lane() & 16, middle = lane() & 8, near = lane() & 4;
-  float y[4], z[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) y[i] = (far ? x[i + 4] : x[i]) + __shfl_xor_sync(all_lanes, far ? x[i] : x[i + 4], 16);
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    z[i] = (middle ? y[i + 2] : y[i]) + __shfl_xor_sync(all_lanes, middle ? y[i] : y[i + 2], 8);
-  return (near ? z[1] : z[0]) + __shfl_xor_sync(all_lanes, near ? z[0] : z[1], 4);
-}
-// The column, of the 32, whose sum that is.
-__device__ int column_of_lane() { return lane() / 8 * 8 + lane() % 4 * 2 + lane() / 4 % 2; }
+using namespace hopper;
 
 // What both views are made of. A warp holds 16 tokens of its warpgroup's 64 over all heads.
 template <int N_tile, bool documents>
@@ -180,13 +30,14 @@ struct View {
   using Stage = typename Shared<N_tile>::Stage;
   const Gradients& a;
   Shared<N_tile>& shared;
-  int warp, row;              // of the block; its first token
-  int r[2], q;                // this lane's tokens, and its first column in a tile
-  float products[8][4];       // C Bᵀ, or B Cᵀ
-  float gradient[tiles][4];   // dC, or dB
-  uint32_t pairs;             // bit 4 t + i: whether products[t][i] is of one document, i no earlier than j
+  int warp, row;             // of the block; its first token
+  int r[2], q;               // this lane's tokens, and its first column in a tile
+  float products[8][4];      // C Bᵀ, or B Cᵀ
+  float gradient[tiles][4];  // dC, or dB
+  uint32_t pairs;            // bit 4 t + i: whether products[t][i] is of one document, i no earlier than j
 
-  __device__ View(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const bf16* own, const bf16* other, bool rows)
+  __device__ View(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const bf16* own, const bf16* other,
+                  bool rows)
       : a(a_),
         shared(shared_),
         warp(warp_),
@@ -208,26 +59,9 @@ struct View {
                             (!documents || shared.document[column] == shared.document[own_row]);
         pairs |= uint32_t{counts} << (4 * t + i);
       }
+    asm volatile("" : "+r"(pairs));  // or the compiler makes comparisons of them again
   }
   __device__ bool counts(int t, int i) const { return pairs >> (4 * t + i) & 1; }
-
-  // <G, S>, this warp's part of eight: the diagonal of products of 16 rows of S with the same rows of G.
-  __device__ void states_dot(Stage& s, Parts<1>& parts) const {
-    const int p = warp / 2 * 16, n = warp % 2 * (N_tile / 2);
-    const Tile<panel> S{s.S + n / panel * panel_size}, G{s.G + n / panel * panel_size};
-    float product[2][4] = {};
-#pragma unroll
-    for (int k = 0; k < N_tile / 2; k += 16) {
-      const Left l = left(S, p, n % panel | k);
-      const Right g = right(G, p, n % panel | k);
-      multiply_add(product[0], l, g, 0);
-      multiply_add(product[1], l, g, 1);
-    }
-    const float sum = warp_sum(lane() / 4 == q       ? product[0][0] + product[1][2]
-                               : lane() / 4 == q + 1 ? product[0][1] + product[1][3]
-                                                     : 0.0f);
-    if (lane() == 0) parts.states[warp] = sum;
-  }
 
   __device__ void leave_rows(float (&to)[Q], const float (&sums)[2]) const {
     if (lane() % 4 != 0) return;
@@ -276,8 +110,8 @@ struct Rows : View<N_tile, documents> {
         if (!this->counts(t, i) || t * 8 + q + i % 2 == r[i / 2]) products[t][i] = 0;
   }
 
-  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, Parts<1>& parts, const Place&,
-                       int64_t) {
+  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float*, Parts<1>& parts,
+                       const Place&, int64_t) {
     Left dy[4], weighted[4];
     float dYX[8][4], CS[8][4];
     load_rows(dy, s.dy, row);
@@ -295,8 +129,9 @@ struct Rows : View<N_tile, documents> {
     }
     commit();
     wgmma::wait<1>(dYX);
+    keep(dy);
     float rows[2] = {0, 0}, columns[2][8] = {};
-    scores(dYX, delta, sum, rows, columns);
+    scores(dYX, delta, sum, rows, columns, parts);
     begin();
     multiply_rows<N_tile>(CS, shared.C, s.S);
     commit();
@@ -305,9 +140,9 @@ struct Rows : View<N_tile, documents> {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
-    this->states_dot(s, parts);
+    states_dot<N_tile>(s.S, s.G, this->warp, parts);
+    load_rows(dy, s.dy, row);  // once more, rather than to keep it
     wgmma::wait<0>(CS, gradient);
-    keep(dy);
     keep(weighted);
     float dots[2];
     row_products(dots, CS, dy);
@@ -316,13 +151,15 @@ struct Rows : View<N_tile, documents> {
     this->leave_rows(parts.enter[0], dots);
   }
 
-  // T and W. Tiles above the diagonal are nothing.
+  // T and W; dy·x. Tiles above the diagonal are nothing.
   __device__ void scores(const float (&dYX)[8][4], const float* delta, const float* sum, float (&rows)[2],
-                         float (&columns)[2][8]) {
+                         float (&columns)[2][8], Parts<1>& parts) {
     const float cs[2] = {sum[r[0]], sum[r[1]]};
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
       if (t * 8 >= row + 16) continue;
+      if (t / 2 * 16 == row && lane() / 8 == lane() % 4)  // this lane has one of the diagonal
+        parts.skip[0][r[t % 2]] = lane() / 4 % 2 == 0 ? dYX[t][t % 2 * 2] : dYX[t][t % 2 * 2 + 1];
       const float2 d = *reinterpret_cast<const float2*>(delta + (t * 8 | q)),
                    cs_j = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
 #pragma unroll
@@ -373,14 +210,13 @@ struct Columns : View<N_tile, documents> {
     for (int i = 0; i < 2; ++i) leaves[i] = !documents || shared.document[r[i]] == shared.document[Q - 1];
   }
 
-  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, Parts<1>& parts, const Place& at,
-                       int64_t h) {
+  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float* D, Parts<1>& parts,
+                       const Place& at, int64_t h) {
     Left x[4], weighted[4], M[4], dy[4];
     float u[8][4], to_end[2], leaving[2], step[2], dots[2];
     begin();
     multiply_rows<N_tile>(u, shared.B, s.G);
     commit();
-    const float D = a.D == nullptr || a.D_per_channel ? 0.0f : a.D[h];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
@@ -393,6 +229,7 @@ struct Columns : View<N_tile, documents> {
     add_product(gradient, weighted, s.G);
     commit();
     scores(M, sum);
+    load_rows(x, s.x, row);  // once more, rather than to keep it
     wgmma::wait<1>(u);
 #pragma unroll
     for (int t = 0; t < 8; ++t)
@@ -405,9 +242,9 @@ struct Columns : View<N_tile, documents> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) dots[i] = leaves[i] ? step[i] * dots[i] : 0.0f;
     this->leave_rows(parts.leave[0], dots);
+    if (a.D_per_channel) channels(x, s, parts);
+    states_dot<N_tile>(s.S, s.G, this->warp, parts);
     load_rows(dy, s.dy, row);
-    skips(x, dy, parts);
-    this->states_dot(s, parts);
     wgmma::wait<0>(u, gradient);
     keep(M);
     keep(weighted);
@@ -419,58 +256,59 @@ struct Columns : View<N_tile, documents> {
   // Mᵀ = e^{cs_i - cs_j} (C_i·B_j), i >= j, as left operands.
   __device__ void scores(Left (&M)[4], const float* sum) const {
     const float cs_j[2] = {sum[r[0]], sum[r[1]]};
-    each_word([&](int k, int i, int t, int half) {
-      M[k].r[i] = 0;
-      if (t * 8 + 7 < row) return;
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      uint32_t(&to)[4] = M[t / 2].r;
+      to[t % 2 * 2] = to[t % 2 * 2 + 1] = 0;
+      if (t * 8 + 7 < row) continue;
       const float2 cs = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
-      const float *product = products[t] + 2 * half, e[2] = {power_of_2(cs.x - cs_j[half]), power_of_2(cs.y - cs_j[half])};
-      M[k].r[i] = pack(this->counts(t, 2 * half) ? e[0] * product[0] : 0.0f,
-                       this->counts(t, 2 * half + 1) ? e[1] * product[1] : 0.0f);
-    });
+      float m[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float e = power_of_2((i % 2 == 0 ? cs.x : cs.y) - cs_j[i / 2]);
+        m[i] = this->counts(t, i) ? e * products[t][i] : 0.0f;
+      }
+      to[t % 2 * 2] = pack(m[0], m[1]);
+      to[t % 2 * 2 + 1] = pack(m[2], m[3]);
+    }
   }
 
-  // dy·x, by tokens or, if D is per channel, by channels.
-  __device__ void skips(const Left (&x)[4], const Left (&dy)[4], Parts<1>& parts) const {
-    float skip[2] = {0, 0}, channel[2][8] = {};
-    if (!a.D_per_channel) {
-      each_word([&](int k, int i, int, int half) {
-        const float2 v = unpack(x[k].r[i]), w = unpack(dy[k].r[i]);
-        skip[half] += v.x * w.x;
-        skip[half] += v.y * w.y;
-      });
-      for (float& sum : skip) sum = row_sum(sum);
-      return this->leave_rows(parts.skip[0], skip);
-    }
+  // dy ⊙ x, summed over the warp's tokens.
+  __device__ void channels(const Left (&x)[4], typename Base::Stage& s, Parts<1>& parts) const {
+    Left dy[4];
+    load_rows(dy, s.dy, row);
+    float sums[2][8] = {};
     each_word([&](int k, int i, int t, int) {
       const float2 v = unpack(x[k].r[i]), w = unpack(dy[k].r[i]);
-      channel[t / 4][t % 4 * 2] += v.x * w.x;
-      channel[t / 4][t % 4 * 2 + 1] += v.y * w.y;
+      sums[t / 4][t % 4 * 2] += v.x * w.x;
+      sums[t / 4][t % 4 * 2 + 1] += v.y * w.y;
     });
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      parts.channel[row / 16][half * 32 + column_of_lane()] = column_sum(channel[half]);
+      parts.channel[row / 16][half * 32 + column_of_lane()] = column_sum(sums[half]);
   }
 
   // dx = Δ u + D dy, through a tile, to memory by whole pieces. A warp touches its own rows of the tile alone.
-  __device__ void store_dx(const float (&u)[8][4], const Left (&dy)[4], const float (&step)[2], float D_head,
+  __device__ void store_dx(const float (&u)[8][4], const Left (&dy)[4], const float (&step)[2], const float* D,
                            const Place& at, int64_t h) const {
-    const int P = a.p.P;
     Left out[4];
     each_word([&](int k, int i, int t, int half) {
-      const int column = t * 8 | q;
-      float2 D = {D_head, D_head};
-      if (a.D_per_channel && column < P) D = *reinterpret_cast<const float2*>(a.D + h * P + column);
-      const float2 w = unpack(dy[k].r[i]);
-      out[k].r[i] = pack(step[half] * u[t][2 * half] + D.x * w.x, step[half] * u[t][2 * half + 1] + D.y * w.y);
+      const float2 w = unpack(dy[k].r[i]), d = *reinterpret_cast<const float2*>(D + (t * 8 | q));
+      out[k].r[i] = pack(step[half] * u[t][2 * half] + d.x * w.x, step[half] * u[t][2 * half + 1] + d.y * w.y);
     });
     store_rows(out, shared.dx, row);
     __syncwarp();
-    const Tile<P_tile> tile{shared.dx};
-    for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
-      const int t = row + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
-      if (t < at.rows && column < P)
-        *reinterpret_cast<uint4*>(a.dx + (at.token + t) * a.stride_dx + h * P + column) =
-            *reinterpret_cast<const uint4*>(tile.at(t, column));
+    constexpr int pieces = P_tile / 8, rows = 32 / pieces;  // of a row; at a time
+    static_assert(rows == 4);
+    const int P = a.p.P, first = row + lane() / pieces, column = lane() % pieces * 8;
+    const bf16* from = shared.dx + first * P_tile;
+    bf16* to = a.dx + (at.token + first) * a.stride_dx + h * P + column;
+#pragma unroll
+    for (int t = 0; t < 16; t += rows) {  // the row's number modulo 8 is that of the first one, or 4 more
+      if (first + t < at.rows && column < P)
+        *reinterpret_cast<uint4*>(to) =
+            *reinterpret_cast<const uint4*>(from + t * P_tile + (column ^ lane() / pieces * 8 ^ t % 8 * 8));
+      to += rows * a.stride_dx;
     }
   }
 
@@ -495,9 +333,9 @@ struct Columns : View<N_tile, documents> {
 };
 
 // All heads, by one warpgroup; the other one is at the same head.
-template <template <int, bool> class Tokens_as, int N_tile, bool documents>
+template <template <int, bool> class ViewOf, int N_tile, bool documents>
 __device__ void walk(const Gradients& a, Shared<N_tile>& shared, int warp, const Place& at) {
-  Tokens_as<N_tile, documents> view(a, shared, warp, at);
+  ViewOf<N_tile, documents> view(a, shared, warp, at);
   for (int k = 0;; ++k) {
     wait_for_older_copies<stages - 2>();
     published();
@@ -510,7 +348,8 @@ __device__ void walk(const Gradients& a, Shared<N_tile>& shared, int warp, const
                    shared.sum[done % 16], shared.document);
     }
     if (k >= at.heads) break;
-    view.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.parts[k % 9], at, at.h0 + k);
+    view.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.D[k % stages],
+              shared.parts[k % 9], at, at.h0 + k);
   }
   view.finish(at);
 }
@@ -531,8 +370,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients_sm90(const __gr
   at.token = at.b * p.time + at.chunk * Q;
   at.rows = p.tokens_of(at.chunk);
 
-  copy_panels_async<N_tile>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
-  copy_panels_async<N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
+  copy_panels_async<N_tile, false>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
+  copy_panels_async<N_tile, false>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
   commit_copies();
   for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(at.b, at.chunk, static_cast<int>(threadIdx.x));
