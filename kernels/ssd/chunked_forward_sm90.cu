@@ -50,39 +50,43 @@ struct alignas(1024) Shared {
 
 // A block's part of the problem.
 struct Part {
-  int64_t b, h, group, state;  // state: of begin
-  int64_t from, to;            // chunks
+  int b, h, group, segment, from, to;  // chunks [from, to)
 
   // Neighbours are heads: they read the same B and C.
   __device__ explicit Part(const Arguments& a) {
-    const int64_t segment = blockIdx.x / a.p.heads % a.cut.count;
-    b = blockIdx.x / a.p.heads / a.cut.count;
-    h = blockIdx.x % a.p.heads;
-    group = h / a.p.heads_per_group();
-    state = (b * a.p.heads + h) * a.cut.count + segment;
-    from = min(segment * a.cut.chunks, a.p.chunks);
-    to = min(from + a.cut.chunks, a.p.chunks);
+    const unsigned heads = static_cast<unsigned>(a.p.heads), row = blockIdx.x / heads,
+                   cuts = static_cast<unsigned>(a.cut.count);
+    h = static_cast<int>(blockIdx.x % heads);
+    group = h / static_cast<int>(a.p.heads_per_group());
+    b = static_cast<int>(row / cuts);
+    segment = static_cast<int>(row % cuts);
+    from = static_cast<int>(min(segment * a.cut.chunks, a.p.chunks));
+    to = static_cast<int>(min(from + a.cut.chunks, a.p.chunks));
+  }
+  // Where a state of the block lies.
+  __device__ int64_t state(const Arguments& a) const {
+    return ((b * a.p.heads + h) * a.cut.count + segment) * (int64_t{a.p.P} * a.p.N);
   }
 };
 
 template <bool documents>
-__device__ void load_x(const Arguments& a, const Part& part, int64_t chunk, bf16* x, Stage& to) {
+__device__ void load_x(const Arguments& a, const Part& part, int chunk, bf16* x, Stage& to) {
   const Problem& p = a.p;
-  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + chunk * Q, part.h), a.x.stride,
+  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + int64_t{chunk} * Q, part.h), a.x.stride,
                            p.tokens_of(chunk), p.P);
   const int thread = static_cast<int>(threadIdx.x), i = thread * 4;
   const int64_t at = p.decays_at(part.b, chunk, part.h);
   if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
   else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
   else if (documents && thread >= Q)  // as Problem::document
-    copy_async<4>(to.document + thread - Q, p.start + part.b * p.time + min(chunk * Q + thread - Q, p.time - 1), true);
+    copy_async<4>(to.document + thread - Q, p.start + part.b * p.time + min(int64_t{chunk} * Q + thread - Q, p.time - 1), true);
   commit_copies();
 }
 
 template <int N_tile>
-__device__ void load_B_and_C(const Arguments& a, const Part& part, int64_t chunk, Shared<N_tile>& to) {
+__device__ void load_B_and_C(const Arguments& a, const Part& part, int chunk, Shared<N_tile>& to) {
   const Problem& p = a.p;
-  const int64_t token = part.b * p.time + chunk * Q;
+  const int64_t token = part.b * p.time + int64_t{chunk} * Q;
   const int rows = p.tokens_of(chunk);
   constexpr int apart = sizeof(to.right[0]) / sizeof(bf16);
   wgmma::copy_panels_async<threads, N_tile, apart>(to.right[0].B, a.B.at(token, part.group), a.B.stride, rows, p.N);
@@ -104,7 +108,7 @@ __device__ void weights(const Stage& s, float* to) {
 
 // e^{cs_i}: what is left at token i of the state that enters, or masked where i's document is another.
 template <bool documents>
-__device__ float from_start(const Stage& s, int64_t chunk, int i) {
+__device__ float from_start(const Stage& s, int chunk, int i) {
   return !documents || s.document[i] < chunk * Q ? power_of_2(s.sum[i]) : masked;
 }
 
@@ -117,22 +121,36 @@ struct State {
   // f(two neighbours of a row, p, n)
   template <class F>
   __device__ void each_pair(F&& f) {
+    const int l = lane_again();
 #pragma unroll
     for (int t = 0; t < N_tile / 8; ++t)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + lane() / 4, t * 8 | lane() % 4 * 2);
+        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + l / 4, t * 8 | l % 4 * 2);
   }
 
-  // Issues S = decay S + (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
-  //                                  B [j, n]: k = j runs across its rows, n along the panels.
+  // Rounded, into the panels [p, n]: over y's rows of the same warp, which are out. Pieces are found by exclusive or.
+  __device__ void round_into(Shared<N_tile>& shared) const {
+    const int l = lane_again(), own = (p0 + l / 4) * panel | (l / 4 * 8 + l % 4 * 2);
+#pragma unroll
+    for (int t = 0; t < N_tile / 8; ++t)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        store_pair(shared.right[t / 8].S + (own ^ t % 8 * 8) + half * 8 * panel, s[t][2 * half], s[t][2 * half + 1]);
+  }
+
   template <bool documents>
-  __device__ void update(float decay, Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared,
-                         Left (&a)[Q / 16]) {
+  __device__ void scale(float decay) {
 #pragma unroll
     for (int t = 0; t < N_tile / 8; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[t][i] = times<documents>(decay, s[t][i]);
+  }
+
+  // Issues S += (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
+  //                         B [j, n]: k = j runs across its rows, n along the panels.
+  template <bool documents>
+  __device__ void update(Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared, Left (&a)[Q / 16]) {
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) {
       a[k] = left_transposed(x, p0, k * 16);
@@ -153,33 +171,31 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Part part(a);
-  const int64_t cells = int64_t{a.p.P} * a.p.N;
   const float skip = a.out.skip(part.h);
 
   State<N_tile> state;
   state.each_pair([&](float2& s, int p, int n) {
     s = {0, 0};
     if (a.begin != nullptr && p < a.p.P && n < a.p.N)
-      s = *reinterpret_cast<const float2*>(a.begin + part.state * cells + p * a.p.N + n);
+      s = *reinterpret_cast<const float2*>(a.begin + part.state(a) + p * a.p.N + n);
   });
   if (part.from < part.to) {
     load_x<documents>(a, part, part.from, shared.x[0], shared.stage[0]);
     load_B_and_C(a, part, part.from, shared);
   }
-  for (int64_t chunk = part.from; chunk < part.to; ++chunk) {
-    const int side = static_cast<int>((chunk - part.from) % 2);
+  for (int chunk = part.from; chunk < part.to; ++chunk) {
+    const int side = (chunk - part.from) % 2;
     const Stage& stage = shared.stage[side];
     const Tile<P_tile> x{shared.x[side]};
-    state.each_pair([&](const float2& s, int p, int n) {  // over y's rows of the same warp, which are out
-      store_pair(Tile<panel>{shared.right[n / panel].S}.at(p, n % panel), s.x, s.y);
-    });
+    state.round_into(shared);
     wait_for_copies();
     wgmma::published();
     __syncthreads();  // all that 1. to 3. read is there, and nobody reads the other x
     if (chunk + 1 < part.to) load_x<documents>(a, part, chunk + 1, shared.x[1 - side], shared.stage[1 - side]);
+    state.template scale<documents>(from_start<documents>(stage, chunk, Q - 1));
 
     // C [i, n] times B [j, n] and S [p, n]: k = n runs along the rows of all three.
-    float CB[Q / 8][4], y[P_tile / 8][4];
+    float CB[Q / 8][4] = {}, y[P_tile / 8][4] = {};
     wgmma::begin();
 #pragma unroll
     for (int n = 0; n < N_tile; n += 16)
@@ -188,10 +204,8 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     wgmma::commit();
     float* weight = shared.weight[threadIdx.x / 32];
     weights<documents>(stage, weight);
-    Left weighted[Q / 16];
-    state.template update<documents>(from_start<documents>(stage, chunk, Q - 1), x, weight, shared, weighted);
+    wgmma::wait<0>(CB, y);
 
-    wgmma::wait<1>(CB, y);
     const int r = state.p0 + lane() / 4;
     const Scores<documents> scores(stage.sum, stage.delta, stage.document, r);
     Left M[Q / 16];
@@ -209,15 +223,16 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], wgmma::across_k(x.data, k * 16));
     wgmma::commit();
-    wgmma::wait<1>(state.s);
+    Left weighted[Q / 16];
+    state.template update<documents>(x, weight, shared, weighted);
+    wgmma::wait<0>(y, state.s);
     __syncthreads();  // nobody reads B, C or S any more
     if (chunk + 1 < part.to) load_B_and_C(a, part, chunk + 1, shared);
-    wgmma::wait<0>(y);
-    a.out.finish(a.p, {part.b, chunk, part.h}, skip, x, Tile<P_tile>{shared.right[0].S}, state.p0, y);
+    a.out.finish(a.p, {part.b, chunk, part.h}, skip, x.data, shared.right[0].S, state.p0, y);
   }
   if (a.end == nullptr) return;
   state.each_pair([&](const float2& s, int p, int n) {
-    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state * cells + p * a.p.N + n) = s;
+    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state(a) + p * a.p.N + n) = s;
   });
 }
 
