@@ -11,11 +11,11 @@ template <bool documents>
 struct Scores {
   const float *sum, *delta;
   const int* document;
-  int r, own[2];
+  int r, q, own[2];
   float cs[2];
 
   __device__ Scores(const float* sum_, const float* delta_, const int* document_, int row)
-      : sum(sum_), delta(delta_), document(document_), r(row), own{}, cs{sum[r], sum[r + 8]} {
+      : sum(sum_), delta(delta_), document(document_), r(row), q(mma::lane_again() % 4 * 2), own{}, cs{sum[r], sum[r + 8]} {
     if (documents) own[0] = document[r], own[1] = document[r + 8];
   }
   /// Columns [block, block + 16), from those of C Bᵀ.
@@ -23,7 +23,7 @@ struct Scores {
     mma::Left M;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int j = block + half * 8 + mma::lane() % 4 * 2;
+      const int j = block + half * 8 + q;
       const float2 there = *reinterpret_cast<const float2*>(sum + j), step = *reinterpret_cast<const float2*>(delta + j);
       float m[4];
 #pragma unroll
@@ -86,13 +86,17 @@ struct Outputs {
           f(sums[t][2 * half], sums[t][2 * half + 1], (own ^ t * 8) + half * 8 * P_tile, first + l / 4 + half * 8,
             t * 8 | q);
     };
-    if (D != nullptr)
+    const auto add_skip = [&](auto per_channel) {
       each_pair([&](float& y0, float& y1, int place, int, int column) {
         const float2 u = mma::load_pair(x + place);
-        const bool own = D_per_channel && column < p.P;
-        y0 += (own ? D[h * p.P + column] : own_skip) * u.x;
-        y1 += (own ? D[h * p.P + column + 1] : own_skip) * u.y;
+        float D0 = own_skip, D1 = own_skip;
+        if (per_channel() && column < p.P) D0 = D[h * p.P + column], D1 = D[h * p.P + column + 1];
+        y0 += D0 * u.x;
+        y1 += D1 * u.y;
       });
+    };
+    if (D_per_channel) add_skip(std::true_type{});
+    else if (D != nullptr) add_skip(std::false_type{});
     each_pair([&](float y0, float y1, int place, int, int) { mma::store_pair(tile + place, y0, y1); });
     if (z == nullptr) return out();
     each_pair([&](float y0, float y1, int place, int row, int column) {
