@@ -1,17 +1,17 @@
 // Forward of the chunked form on Hopper, the state on the chip from chunk to chunk: one block a (row, head, segment),
-// one warpgroup, S [p, n] in registers as sums of products.
+// one warpgroup, S [p, n] in registers as sums of products. A chunk, with rows x columns x k of the products:
 //
-//   1.  [C Bᵀ | C Sᵀ]   64 x 128 x N: [i, (j, p)], B [j, n] and S [p, n], rounded, one under the other in shared memory
-//   2.  S = e^{cs_Q} S + (w x)ᵀ B   64 x N x 64: [p, n], (w x)ᵀ [p, j] from registers; runs while 3. is prepared
-//   3.  y = e^{cs} (C Sᵀ) + M x     64 x 64 x 64: [i, p], M [i, j] made from C Bᵀ in registers
+//   1.  [C Bᵀ | C Sᵀ]               64 x 128 x N    C [i, n]; B [j, n] and S [p, n], rounded: one right operand
+//   2.  y = e^{cs} (C Sᵀ) + M x     64 x 64 x 64    M [i, j] from C Bᵀ, in registers
+//   3.  S = e^{cs_Q} S + (w x)ᵀ B   64 x N x 64     (w x)ᵀ [p, j] in registers
 //   4.  y + D x, through the gate, rounded, out
 //
-// x of the next chunk is loaded behind all this, B and C behind 4.; three blocks on a processor do the rest of the
-// waiting for each other. Few rows and heads: rows are cut in segments, whose first states come from enter_segments.
+// x of the next chunk is loaded behind all this, B and C behind 4.; for the rest three blocks on a processor fill each
+// other's waits. With few rows and heads rows are cut in segments, whose first states come from enter_segments.
 //
-// Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), and for each head
-// from the L2 cache. 2 Q (2 Q N + Q P + 2 P N - Q N) FLOPs a chunk and head, since each head has its own C Bᵀ: 0.9 us of
-// one processor's tensor cores at P 64, N 128 (0.5 us), and some 1350 cycles of its shared memory, the tightest of all.
+// Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), from the L2 cache
+// for each head. 2 Q (Q N + 2 P N + Q P) FLOPs a chunk and head, each with its own C Bᵀ: at P 64, N 128 some 900 cycles
+// of a processor's tensor cores (B 32, L 2048, H 24: 0.10 ms), but some 1350 of its shared memory, of which 1. takes 400.
 #include "adder/kernels/ssd/chunked_outputs.cuh"
 #include "adder/kernels/wgmma.cuh"
 
@@ -79,7 +79,8 @@ __device__ void load_x(const Arguments& a, const Part& part, int chunk, bf16* x,
   if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
   else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
   else if (documents && thread >= Q)  // as Problem::document
-    copy_async<4>(to.document + thread - Q, p.start + part.b * p.time + min(int64_t{chunk} * Q + thread - Q, p.time - 1), true);
+    copy_async<4>(to.document + thread - Q,
+                  p.start + part.b * p.time + min(int64_t{chunk} * Q + thread - Q, p.time - 1), true);
   commit_copies();
 }
 
@@ -159,9 +160,9 @@ struct State {
     wgmma::hold(s);
     wgmma::hold(a);
     wgmma::begin();
+    const auto B = wgmma::across_k(shared.right[0].B, 0, sizeof(shared.right[0]));
 #pragma unroll
-    for (int k = 0; k < Q / 16; ++k)
-      wgmma::multiply_add<true>(s, a[k], wgmma::across_k(shared.right[0].B, k * 16, sizeof(shared.right[0])));
+    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(s, a[k], B + k * 16 * panel * sizeof(bf16));
     wgmma::commit();
   }
 };
@@ -197,10 +198,11 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     // C [i, n] times B [j, n] and S [p, n]: k = n runs along the rows of all three.
     float CB[Q / 8][4] = {}, y[P_tile / 8][4] = {};
     wgmma::begin();
+    const auto C = wgmma::along_k(shared.C[0], 0, 0), B_and_S = wgmma::along_k(shared.right[0].B, 0, 0);
 #pragma unroll
     for (int n = 0; n < N_tile; n += 16)
-      wgmma::multiply_add<false>(CB, y, wgmma::along_k(shared.C[n / panel], 0, n % panel),
-                                 wgmma::along_k(shared.right[n / panel].B, 0, n % panel), n > 0);
+      wgmma::multiply_add<false>(CB, y, C + (n / panel * sizeof(shared.C[0]) + n % panel * 2),
+                                 B_and_S + (n / panel * sizeof(shared.right[0]) + n % panel * 2), n > 0);
     wgmma::commit();
     float* weight = shared.weight[threadIdx.x / 32];
     weights<documents>(stage, weight);
@@ -220,8 +222,9 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     wgmma::hold(y);
     wgmma::hold(M);
     wgmma::begin();
+    const auto x_across = wgmma::across_k(x.data, 0);
 #pragma unroll
-    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], wgmma::across_k(x.data, k * 16));
+    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], x_across + k * 16 * panel * sizeof(bf16));
     wgmma::commit();
     Left weighted[Q / 16];
     state.template update<documents>(x, weight, shared, weighted);

@@ -15,7 +15,8 @@ struct Scores {
   float cs[2];
 
   __device__ Scores(const float* sum_, const float* delta_, const int* document_, int row)
-      : sum(sum_), delta(delta_), document(document_), r(row), q(mma::lane_again() % 4 * 2), own{}, cs{sum[r], sum[r + 8]} {
+      : sum(sum_), delta(delta_), document(document_), r(row), q(mma::lane_again() % 4 * 2), own{},
+        cs{sum[r], sum[r + 8]} {
     if (documents) own[0] = document[r], own[1] = document[r + 8];
   }
   /// Columns [block, block + 16), from those of C Bᵀ.
@@ -24,7 +25,8 @@ struct Scores {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int j = block + half * 8 + q;
-      const float2 there = *reinterpret_cast<const float2*>(sum + j), step = *reinterpret_cast<const float2*>(delta + j);
+      const float2 there = *reinterpret_cast<const float2*>(sum + j),
+                   step = *reinterpret_cast<const float2*>(delta + j);
       float m[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -78,7 +80,7 @@ struct Outputs {
       __syncwarp();
     };
     const int q = l % 4 * 2, own = (first + l / 4) * P_tile | (l / 4 * 8 + q);
-    const auto each_pair = [&](auto&& f) {  // two neighbours, where they lie in a tile, row, column
+    const auto each_pair = [&](auto&& f) {  // f(two neighbours, where they lie in a tile, row, column)
 #pragma unroll
       for (int t = 0; t < 8; ++t)
 #pragma unroll
