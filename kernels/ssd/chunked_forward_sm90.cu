@@ -11,7 +11,8 @@
 //
 // Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), from the L2 cache
 // for each head. 2 Q (Q N + 2 P N + Q P) FLOPs a chunk and head, each with its own C Bᵀ: at P 64, N 128 some 900 cycles
-// of a processor's tensor cores (B 32, L 2048, H 24: 0.10 ms), but some 1350 of its shared memory, of which 1. takes 400.
+// of a processor's tensor cores (B 32, L 2048, H 24: 0.10 ms), but some 1350 of its shared memory, of which 1. takes
+// 400.
 #include "adder/kernels/ssd/chunked_outputs.cuh"
 #include "adder/kernels/wgmma.cuh"
 
@@ -142,10 +143,14 @@ struct State {
 
   template <bool documents>
   __device__ void scale(float decay) {
+    const bool ends = documents && decay < 0;  // masked
 #pragma unroll
     for (int t = 0; t < N_tile / 8; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[t][i] = times<documents>(decay, s[t][i]);
+      for (int i = 0; i < 4; ++i) {
+        if (ends) s[t][i] = 0;
+        else s[t][i] *= decay;
+      }
   }
 
   // Issues S += (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
@@ -204,8 +209,6 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
       wgmma::multiply_add<false>(CB, y, C + (n / panel * sizeof(shared.C[0]) + n % panel * 2),
                                  B_and_S + (n / panel * sizeof(shared.right[0]) + n % panel * 2), n > 0);
     wgmma::commit();
-    float* weight = shared.weight[threadIdx.x / 32];
-    weights<documents>(stage, weight);
     wgmma::wait<0>(CB, y);
 
     const int r = state.p0 + lane() / 4;
@@ -226,6 +229,8 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], x_across + k * 16 * panel * sizeof(bf16));
     wgmma::commit();
+    float* weight = shared.weight[threadIdx.x / 32];
+    weights<documents>(stage, weight);
     Left weighted[Q / 16];
     state.template update<documents>(x, weight, shared, weighted);
     wgmma::wait<0>(y, state.s);

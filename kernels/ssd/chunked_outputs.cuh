@@ -11,11 +11,11 @@ template <bool documents>
 struct Scores {
   const float *sum, *delta;
   const int* document;
-  int r, q, own[2];
+  int q, ahead, own[2];  // ahead: of column q before row r
   float cs[2];
 
-  __device__ Scores(const float* sum_, const float* delta_, const int* document_, int row)
-      : sum(sum_), delta(delta_), document(document_), r(row), q(mma::lane_again() % 4 * 2), own{},
+  __device__ Scores(const float* sum_, const float* delta_, const int* document_, int r)
+      : sum(sum_), delta(delta_), document(document_), q(mma::lane_again() % 4 * 2), ahead(q - r), own{},
         cs{sum[r], sum[r + 8]} {
     if (documents) own[0] = document[r], own[1] = document[r + 8];
   }
@@ -24,16 +24,17 @@ struct Scores {
     mma::Left M;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int j = block + half * 8 + q;
-      const float2 there = *reinterpret_cast<const float2*>(sum + j),
-                   step = *reinterpret_cast<const float2*>(delta + j);
+      const int first = block + half * 8;
+      const float2 there = *reinterpret_cast<const float2*>(sum + q + first),
+                   step = *reinterpret_cast<const float2*>(delta + q + first);
+      const int2 theirs = documents ? *reinterpret_cast<const int2*>(document + q + first) : int2{};
       float m[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int column = j + i % 2;
-        const bool counts = column <= r + i / 2 * 8 && (!documents || document[column] == own[i / 2]);
+        const bool counts = ahead <= i / 2 * 8 - first - i % 2 &&
+                            (!documents || (i % 2 ? theirs.y : theirs.x) == own[i / 2]);
         const float weight = power_of_2(cs[i / 2] - (i % 2 ? there.y : there.x));
-        m[i] = counts ? CB[block / 8 + half][i] * weight * (i % 2 ? step.y : step.x) : 0.0f;
+        m[i] = counts ? CB[first / 8][i] * weight * (i % 2 ? step.y : step.x) : 0.0f;
       }
       M.r[2 * half] = mma::pack(m[0], m[1]);
       M.r[2 * half + 1] = mma::pack(m[2], m[3]);
