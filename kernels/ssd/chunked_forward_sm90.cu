@@ -172,6 +172,27 @@ struct State {
   }
 };
 
+// Issues y = e^{cs} y + M x.   M [i, j] from C Bᵀ, from registers; x [j, p]: k = j runs across its rows.
+template <bool documents>
+__device__ void through_scores(const Stage& s, int chunk, Tile<P_tile> x, int r, const float (&CB)[Q / 8][4],
+                               Left (&M)[Q / 16], float (&y)[P_tile / 8][4]) {
+  const Scores<documents> scores(s.sum, s.delta, s.document, r);
+#pragma unroll
+  for (int k = 0; k < Q / 16; ++k) M[k] = scores(CB, k * 16);
+  const float left[2] = {from_start<documents>(s, chunk, r), from_start<documents>(s, chunk, r + 8)};
+#pragma unroll
+  for (int t = 0; t < P_tile / 8; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(left[i / 2], y[t][i]);
+  wgmma::hold(y);
+  wgmma::hold(M);
+  wgmma::begin();
+  const auto right = wgmma::across_k(x.data, 0);
+#pragma unroll
+  for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], right + k * 16 * panel * sizeof(bf16));
+  wgmma::commit();
+}
+
 template <int N_tile, bool documents>
 __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -210,25 +231,8 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
                                  B_and_S + (n / panel * sizeof(shared.right[0]) + n % panel * 2), n > 0);
     wgmma::commit();
     wgmma::wait<0>(CB, y);
-
-    const int r = state.p0 + lane() / 4;
-    const Scores<documents> scores(stage.sum, stage.delta, stage.document, r);
     Left M[Q / 16];
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) M[k] = scores(CB, k * 16);
-    const float left[2] = {from_start<documents>(stage, chunk, r), from_start<documents>(stage, chunk, r + 8)};
-#pragma unroll
-    for (int t = 0; t < P_tile / 8; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(left[i / 2], y[t][i]);
-    // M [i, j] times x [j, p]: k = j runs across the rows of x.
-    wgmma::hold(y);
-    wgmma::hold(M);
-    wgmma::begin();
-    const auto x_across = wgmma::across_k(x.data, 0);
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], x_across + k * 16 * panel * sizeof(bf16));
-    wgmma::commit();
+    through_scores<documents>(stage, chunk, x, state.p0 + lane() / 4, CB, M, y);
     float* weight = shared.weight[threadIdx.x / 32];
     weights<documents>(stage, weight);
     Left weighted[Q / 16];
