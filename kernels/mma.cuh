@@ -11,6 +11,13 @@ namespace adder::mma {
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % 32); }
 
+/// The same, but unknown to the compiler: it would keep each address made of it in a register over a whole loop.
+__device__ inline int lane_again() {
+  int l = lane();
+  asm volatile("" : "+r"(l));
+  return l;
+}
+
 /// A row-major tile of bf16, 64 or 128 columns wide. The 16-byte pieces of a row are exchanged by the row's number, so
 /// that the same piece of eight rows lies in different banks. Columns of operands are multiples of 16, and are put
 /// together with | where + would do: an exclusive or of constants costs the address no instruction.

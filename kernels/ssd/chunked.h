@@ -13,13 +13,15 @@
 //              the heads, so no sum over heads ever leaves the block (unless few chunks force the heads on several
 //              blocks: then the parts are added in order)
 //
-// Forward is decays, sweep, outputs; backward decays, two sweeps in one launch (S forward, dS backward), gradients: the
-// states are computed again and not kept.
+// Forward is decays, sweep, outputs; on Hopper decays and one kernel that keeps S on the chip and does what those two
+// do (chunked_forward_sm90.cu; each head has its own C Bᵀ, and segments have their sweep before it). Backward is
+// decays, two sweeps in one launch (S forward, dS backward), gradients: the states are computed again and not kept.
 //
 // Cost of T tokens without z, with X = 2 T H P bytes and S = 2 T H P N / Q bytes of states (P, N rounded up to 64 or
 // 128: small ones pay for the tile): forward moves 3 X + 2 S bytes and does 2 T H (2 P N + Q P / 2) FLOPs, backward 5 X
-// + 4 S and 2 T H (5 P N + Q P): bound by memory, 0.55 + 1.0 ms at B 8, L 4096, H 80, P 64, N 128 and 4.3 TB/s. Rows in
-// segments read x and B twice. While it runs, forward needs S bytes and backward 2 S.
+// + 4 S and 2 T H (5 P N + Q P): bound by memory, 0.55 + 1.0 ms at B 8, L 4096, H 80, P 64, N 128 and 4.3 TB/s. On
+// Hopper forward moves 2 X and does 2 T H (2 P N + Q N + Q P): 0.16 ms of memory, and of tensor cores, there. Rows in
+// segments read x and B twice. While it runs, forward needs S bytes, on Hopper none, and backward 2 S.
 //
 // The number of segments depends on the number of rows, heads and sweeps: the same problem gives the same bits, but a
 // row alone may differ from the row in a batch by rounding.

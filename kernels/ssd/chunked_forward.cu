@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(threads, 3) outputs(const __grid_constant__ Ar
     float y[8][4] = {};
     rows.through_state(stage, from_start, y);
     rows.through_scores(stage, shared.document, y);
-    a.out.finish(p, {b, chunk, h0 + k}, a.out.skip(h0 + k), Tile<P_tile>{stage.x}, Tile<P_tile>{shared.y}, rows.first,
-                 y);
+    a.out.finish(p, {b, chunk, h0 + k}, a.out.skip(h0 + k), stage.x, shared.y, rows.first, y);
   }
 }
 

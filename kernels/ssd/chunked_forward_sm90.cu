@@ -1,17 +1,18 @@
 // Forward of the chunked form on Hopper, the state on the chip from chunk to chunk: one block a (row, head, segment),
-// one warpgroup, S [p, n] in registers as sums of products.
+// one warpgroup, S [p, n] in registers as sums of products. A chunk, with rows x columns x k of the products:
 //
-//   1.  [C Bᵀ | C Sᵀ]   64 x 128 x N: [i, (j, p)], B [j, n] and S [p, n], rounded, one under the other in shared memory
-//   2.  S = e^{cs_Q} S + (w x)ᵀ B   64 x N x 64: [p, n], (w x)ᵀ [p, j] from registers; runs while 3. is prepared
-//   3.  y = e^{cs} (C Sᵀ) + M x     64 x 64 x 64: [i, p], M [i, j] made from C Bᵀ in registers
+//   1.  [C Bᵀ | C Sᵀ]               64 x 128 x N    C [i, n]; B [j, n] and S [p, n], rounded: one right operand
+//   2.  y = e^{cs} (C Sᵀ) + M x     64 x 64 x 64    M [i, j] from C Bᵀ, in registers
+//   3.  S = e^{cs_Q} S + (w x)ᵀ B   64 x N x 64     (w x)ᵀ [p, j] in registers
 //   4.  y + D x, through the gate, rounded, out
 //
-// x of the next chunk is loaded behind all this, B and C behind 4.; three blocks on a processor do the rest of the
-// waiting for each other. Few rows and heads: rows are cut in segments, whose first states come from enter_segments.
+// x of the next chunk is loaded behind all this, B and C behind 4.; for the rest three blocks on a processor fill each
+// other's waits. With few rows and heads rows are cut in segments, whose first states come from enter_segments.
 //
-// Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), and for each head
-// from the L2 cache. 2 Q (2 Q N + Q P + 2 P N - Q N) FLOPs a chunk and head, since each head has its own C Bᵀ: 0.9 us of
-// one processor's tensor cores at P 64, N 128 (0.5 us), and some 1350 cycles of its shared memory, the tightest of all.
+// Floor: x read, y written; B and C read once from memory (neighbouring blocks are heads of one row), from the L2 cache
+// for each head. 2 Q (Q N + 2 P N + Q P) FLOPs a chunk and head, each with its own C Bᵀ: at P 64, N 128 some 900 cycles
+// of a processor's tensor cores (B 32, L 2048, H 24: 0.10 ms), but some 1350 of its shared memory, of which 1. takes
+// 400.
 #include "adder/kernels/ssd/chunked_outputs.cuh"
 #include "adder/kernels/wgmma.cuh"
 
@@ -50,39 +51,44 @@ struct alignas(1024) Shared {
 
 // A block's part of the problem.
 struct Part {
-  int64_t b, h, group, state;  // state: of begin
-  int64_t from, to;            // chunks
+  int b, h, group, segment, from, to;  // chunks [from, to)
 
   // Neighbours are heads: they read the same B and C.
   __device__ explicit Part(const Arguments& a) {
-    const int64_t segment = blockIdx.x / a.p.heads % a.cut.count;
-    b = blockIdx.x / a.p.heads / a.cut.count;
-    h = blockIdx.x % a.p.heads;
-    group = h / a.p.heads_per_group();
-    state = (b * a.p.heads + h) * a.cut.count + segment;
-    from = min(segment * a.cut.chunks, a.p.chunks);
-    to = min(from + a.cut.chunks, a.p.chunks);
+    const unsigned heads = static_cast<unsigned>(a.p.heads), row = blockIdx.x / heads,
+                   cuts = static_cast<unsigned>(a.cut.count);
+    h = static_cast<int>(blockIdx.x % heads);
+    group = h / static_cast<int>(a.p.heads_per_group());
+    b = static_cast<int>(row / cuts);
+    segment = static_cast<int>(row % cuts);
+    from = static_cast<int>(min(segment * a.cut.chunks, a.p.chunks));
+    to = static_cast<int>(min(from + a.cut.chunks, a.p.chunks));
+  }
+  // Where a state of the block lies.
+  __device__ int64_t state(const Arguments& a) const {
+    return ((b * a.p.heads + h) * a.cut.count + segment) * (int64_t{a.p.P} * a.p.N);
   }
 };
 
 template <bool documents>
-__device__ void load_x(const Arguments& a, const Part& part, int64_t chunk, bf16* x, Stage& to) {
+__device__ void load_x(const Arguments& a, const Part& part, int chunk, bf16* x, Stage& to) {
   const Problem& p = a.p;
-  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + chunk * Q, part.h), a.x.stride,
+  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + int64_t{chunk} * Q, part.h), a.x.stride,
                            p.tokens_of(chunk), p.P);
   const int thread = static_cast<int>(threadIdx.x), i = thread * 4;
   const int64_t at = p.decays_at(part.b, chunk, part.h);
   if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
   else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
   else if (documents && thread >= Q)  // as Problem::document
-    copy_async<4>(to.document + thread - Q, p.start + part.b * p.time + min(chunk * Q + thread - Q, p.time - 1), true);
+    copy_async<4>(to.document + thread - Q,
+                  p.start + part.b * p.time + min(int64_t{chunk} * Q + thread - Q, p.time - 1), true);
   commit_copies();
 }
 
 template <int N_tile>
-__device__ void load_B_and_C(const Arguments& a, const Part& part, int64_t chunk, Shared<N_tile>& to) {
+__device__ void load_B_and_C(const Arguments& a, const Part& part, int chunk, Shared<N_tile>& to) {
   const Problem& p = a.p;
-  const int64_t token = part.b * p.time + chunk * Q;
+  const int64_t token = part.b * p.time + int64_t{chunk} * Q;
   const int rows = p.tokens_of(chunk);
   constexpr int apart = sizeof(to.right[0]) / sizeof(bf16);
   wgmma::copy_panels_async<threads, N_tile, apart>(to.right[0].B, a.B.at(token, part.group), a.B.stride, rows, p.N);
@@ -104,7 +110,7 @@ __device__ void weights(const Stage& s, float* to) {
 
 // e^{cs_i}: what is left at token i of the state that enters, or masked where i's document is another.
 template <bool documents>
-__device__ float from_start(const Stage& s, int64_t chunk, int i) {
+__device__ float from_start(const Stage& s, int chunk, int i) {
   return !documents || s.document[i] < chunk * Q ? power_of_2(s.sum[i]) : masked;
 }
 
@@ -117,22 +123,40 @@ struct State {
   // f(two neighbours of a row, p, n)
   template <class F>
   __device__ void each_pair(F&& f) {
+    const int l = lane_again();
 #pragma unroll
     for (int t = 0; t < N_tile / 8; ++t)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + lane() / 4, t * 8 | lane() % 4 * 2);
+        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + l / 4, t * 8 | l % 4 * 2);
   }
 
-  // Issues S = decay S + (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
-  //                                  B [j, n]: k = j runs across its rows, n along the panels.
-  template <bool documents>
-  __device__ void update(float decay, Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared,
-                         Left (&a)[Q / 16]) {
+  // Rounded, into the panels [p, n]: over y's rows of the same warp, which are out. Pieces are found by exclusive or.
+  __device__ void round_into(Shared<N_tile>& shared) const {
+    const int l = lane_again(), own = (p0 + l / 4) * panel | (l / 4 * 8 + l % 4 * 2);
 #pragma unroll
     for (int t = 0; t < N_tile / 8; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[t][i] = times<documents>(decay, s[t][i]);
+      for (int half = 0; half < 2; ++half)
+        store_pair(shared.right[t / 8].S + (own ^ t % 8 * 8) + half * 8 * panel, s[t][2 * half], s[t][2 * half + 1]);
+  }
+
+  template <bool documents>
+  __device__ void scale(float decay) {
+    const bool ends = documents && decay < 0;  // masked
+#pragma unroll
+    for (int t = 0; t < N_tile / 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (ends) s[t][i] = 0;
+        else s[t][i] *= decay;
+      }
+  }
+
+  // Issues S += (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
+  //                         B [j, n]: k = j runs across its rows, n along the panels.
+  template <bool documents>
+  __device__ void update(Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared, Left (&a)[Q / 16]) {
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) {
       a[k] = left_transposed(x, p0, k * 16);
@@ -141,83 +165,86 @@ struct State {
     wgmma::hold(s);
     wgmma::hold(a);
     wgmma::begin();
+    const auto B = wgmma::across_k(shared.right[0].B, 0, sizeof(shared.right[0]));
 #pragma unroll
-    for (int k = 0; k < Q / 16; ++k)
-      wgmma::multiply_add<true>(s, a[k], wgmma::across_k(shared.right[0].B, k * 16, sizeof(shared.right[0])));
+    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(s, a[k], B + k * 16 * panel * sizeof(bf16));
     wgmma::commit();
   }
 };
+
+// Issues y = e^{cs} y + M x.   M [i, j] from C Bᵀ, from registers; x [j, p]: k = j runs across its rows.
+template <bool documents>
+__device__ void through_scores(const Stage& s, int chunk, Tile<P_tile> x, int r, const float (&CB)[Q / 8][4],
+                               Left (&M)[Q / 16], float (&y)[P_tile / 8][4]) {
+  const Scores<documents> scores(s.sum, s.delta, s.document, r);
+#pragma unroll
+  for (int k = 0; k < Q / 16; ++k) M[k] = scores(CB, k * 16);
+  const float left[2] = {from_start<documents>(s, chunk, r), from_start<documents>(s, chunk, r + 8)};
+#pragma unroll
+  for (int t = 0; t < P_tile / 8; ++t)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(left[i / 2], y[t][i]);
+  wgmma::hold(y);
+  wgmma::hold(M);
+  wgmma::begin();
+  const auto right = wgmma::across_k(x.data, 0);
+#pragma unroll
+  for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], right + k * 16 * panel * sizeof(bf16));
+  wgmma::commit();
+}
 
 template <int N_tile, bool documents>
 __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Part part(a);
-  const int64_t cells = int64_t{a.p.P} * a.p.N;
   const float skip = a.out.skip(part.h);
 
   State<N_tile> state;
   state.each_pair([&](float2& s, int p, int n) {
     s = {0, 0};
     if (a.begin != nullptr && p < a.p.P && n < a.p.N)
-      s = *reinterpret_cast<const float2*>(a.begin + part.state * cells + p * a.p.N + n);
+      s = *reinterpret_cast<const float2*>(a.begin + part.state(a) + p * a.p.N + n);
   });
   if (part.from < part.to) {
     load_x<documents>(a, part, part.from, shared.x[0], shared.stage[0]);
     load_B_and_C(a, part, part.from, shared);
   }
-  for (int64_t chunk = part.from; chunk < part.to; ++chunk) {
-    const int side = static_cast<int>((chunk - part.from) % 2);
+  for (int chunk = part.from; chunk < part.to; ++chunk) {
+    const int side = (chunk - part.from) % 2;
     const Stage& stage = shared.stage[side];
     const Tile<P_tile> x{shared.x[side]};
-    state.each_pair([&](const float2& s, int p, int n) {  // over y's rows of the same warp, which are out
-      store_pair(Tile<panel>{shared.right[n / panel].S}.at(p, n % panel), s.x, s.y);
-    });
+    state.round_into(shared);
     wait_for_copies();
     wgmma::published();
     __syncthreads();  // all that 1. to 3. read is there, and nobody reads the other x
     if (chunk + 1 < part.to) load_x<documents>(a, part, chunk + 1, shared.x[1 - side], shared.stage[1 - side]);
+    state.template scale<documents>(from_start<documents>(stage, chunk, Q - 1));
 
     // C [i, n] times B [j, n] and S [p, n]: k = n runs along the rows of all three.
-    float CB[Q / 8][4], y[P_tile / 8][4];
+    float CB[Q / 8][4] = {}, y[P_tile / 8][4] = {};
     wgmma::begin();
+    const auto C = wgmma::along_k(shared.C[0], 0, 0), B_and_S = wgmma::along_k(shared.right[0].B, 0, 0);
 #pragma unroll
     for (int n = 0; n < N_tile; n += 16)
-      wgmma::multiply_add<false>(CB, y, wgmma::along_k(shared.C[n / panel], 0, n % panel),
-                                 wgmma::along_k(shared.right[n / panel].B, 0, n % panel), n > 0);
+      wgmma::multiply_add<false>(CB, y, C + (n / panel * sizeof(shared.C[0]) + n % panel * 2),
+                                 B_and_S + (n / panel * sizeof(shared.right[0]) + n % panel * 2), n > 0);
     wgmma::commit();
+    wgmma::wait<0>(CB, y);
+    Left M[Q / 16];
+    through_scores<documents>(stage, chunk, x, state.p0 + lane() / 4, CB, M, y);
     float* weight = shared.weight[threadIdx.x / 32];
     weights<documents>(stage, weight);
     Left weighted[Q / 16];
-    state.template update<documents>(from_start<documents>(stage, chunk, Q - 1), x, weight, shared, weighted);
-
-    wgmma::wait<1>(CB, y);
-    const int r = state.p0 + lane() / 4;
-    const Scores<documents> scores(stage.sum, stage.delta, stage.document, r);
-    Left M[Q / 16];
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) M[k] = scores(CB, k * 16);
-    const float left[2] = {from_start<documents>(stage, chunk, r), from_start<documents>(stage, chunk, r + 8)};
-#pragma unroll
-    for (int t = 0; t < P_tile / 8; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) y[t][i] = times<documents>(left[i / 2], y[t][i]);
-    // M [i, j] times x [j, p]: k = j runs across the rows of x.
-    wgmma::hold(y);
-    wgmma::hold(M);
-    wgmma::begin();
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(y, M[k], wgmma::across_k(x.data, k * 16));
-    wgmma::commit();
-    wgmma::wait<1>(state.s);
+    state.template update<documents>(x, weight, shared, weighted);
+    wgmma::wait<0>(y, state.s);
     __syncthreads();  // nobody reads B, C or S any more
     if (chunk + 1 < part.to) load_B_and_C(a, part, chunk + 1, shared);
-    wgmma::wait<0>(y);
-    a.out.finish(a.p, {part.b, chunk, part.h}, skip, x, Tile<P_tile>{shared.right[0].S}, state.p0, y);
+    a.out.finish(a.p, {part.b, chunk, part.h}, skip, x.data, shared.right[0].S, state.p0, y);
   }
   if (a.end == nullptr) return;
   state.each_pair([&](const float2& s, int p, int n) {
-    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state * cells + p * a.p.N + n) = s;
+    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state(a) + p * a.p.N + n) = s;
   });
 }
 

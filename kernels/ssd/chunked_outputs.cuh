@@ -11,11 +11,12 @@ template <bool documents>
 struct Scores {
   const float *sum, *delta;
   const int* document;
-  int r, own[2];
+  int q, ahead, own[2];  // ahead: of column q before row r
   float cs[2];
 
-  __device__ Scores(const float* sum_, const float* delta_, const int* document_, int row)
-      : sum(sum_), delta(delta_), document(document_), r(row), own{}, cs{sum[r], sum[r + 8]} {
+  __device__ Scores(const float* sum_, const float* delta_, const int* document_, int r)
+      : sum(sum_), delta(delta_), document(document_), q(mma::lane_again() % 4 * 2), ahead(q - r), own{},
+        cs{sum[r], sum[r + 8]} {
     if (documents) own[0] = document[r], own[1] = document[r + 8];
   }
   /// Columns [block, block + 16), from those of C Bᵀ.
@@ -23,15 +24,17 @@ struct Scores {
     mma::Left M;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int j = block + half * 8 + mma::lane() % 4 * 2;
-      const float2 there = *reinterpret_cast<const float2*>(sum + j), step = *reinterpret_cast<const float2*>(delta + j);
+      const int first = block + half * 8;
+      const float2 there = *reinterpret_cast<const float2*>(sum + q + first),
+                   step = *reinterpret_cast<const float2*>(delta + q + first);
+      const int2 theirs = documents ? *reinterpret_cast<const int2*>(document + q + first) : int2{};
       float m[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int column = j + i % 2;
-        const bool counts = column <= r + i / 2 * 8 && (!documents || document[column] == own[i / 2]);
+        const bool counts = ahead <= i / 2 * 8 - first - i % 2 &&
+                            (!documents || (i % 2 ? theirs.y : theirs.x) == own[i / 2]);
         const float weight = power_of_2(cs[i / 2] - (i % 2 ? there.y : there.x));
-        m[i] = counts ? CB[block / 8 + half][i] * weight * (i % 2 ? step.y : step.x) : 0.0f;
+        m[i] = counts ? CB[first / 8][i] * weight * (i % 2 ? step.y : step.x) : 0.0f;
       }
       M.r[2 * half] = mma::pack(m[0], m[1]);
       M.r[2 * half + 1] = mma::pack(m[2], m[3]);
@@ -61,44 +64,49 @@ struct Outputs {
     int64_t b, chunk, h;
   };
   /// + D x, through the gate, rounded, and out by whole pieces. Each warp has 16 rows of y, `first` and on, and touches
-  /// them alone in both tiles.
-  __device__ void finish(const Problem& p, const Place& at, float own_skip, mma::Tile<P_tile> x,
-                         mma::Tile<P_tile> tile, int first, float (&sums)[8][4]) const {
-    using mma::lane;
-    const int rows = p.tokens_of(at.chunk);
-    const int64_t token = at.b * p.time + at.chunk * Q, h = at.h;
+  /// them alone in both tiles, whose pieces it finds by exclusive or.
+  __device__ void finish(const Problem& p, const Place& at, float own_skip, const bf16* x, bf16* tile, int first,
+                         float (&sums)[8][4]) const {
+    const int rows = p.tokens_of(at.chunk), l = mma::lane_again();
+    const int64_t next = p.heads * p.P, h = at.h;  // from a token to the next
+    const int64_t token = at.b * p.time + at.chunk * Q;
     const auto out = [&] {
       __syncwarp();
-      for (int i = lane(); i < 16 * (P_tile / 8); i += 32) {
-        const int row = first + i / (P_tile / 8), column = i % (P_tile / 8) * 8;
-        if (row < rows && column < p.P)
-          *reinterpret_cast<uint4*>(y + ((token + row) * p.heads + h) * p.P + column) =
-              *reinterpret_cast<const uint4*>(tile.at(row, column));
-      }
+      const int column = l % 8 * 8, from = (first + l / 8) * P_tile | (l % 8 ^ l / 8) * 8;
+      bf16* to = y + (token + first + l / 8) * next + h * p.P + column;
+#pragma unroll
+      for (int r = 0; r < 16; r += 4, to += 4 * next)
+        if (first + l / 8 + r < rows && column < p.P)
+          *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(tile + (from ^ r % 8 * 8) + r * P_tile);
       __syncwarp();
     };
-    const auto each_pair = [&](auto&& f) {
+    const int q = l % 4 * 2, own = (first + l / 4) * P_tile | (l / 4 * 8 + q);
+    const auto each_pair = [&](auto&& f) {  // f(two neighbours, where they lie in a tile, row, column)
 #pragma unroll
       for (int t = 0; t < 8; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          f(sums[t][2 * half], sums[t][2 * half + 1], first + lane() / 4 + half * 8, t * 8 | lane() % 4 * 2);
+          f(sums[t][2 * half], sums[t][2 * half + 1], (own ^ t * 8) + half * 8 * P_tile, first + l / 4 + half * 8,
+            t * 8 | q);
     };
-    each_pair([&](float& y0, float& y1, int row, int column) {
-      if (D != nullptr) {
-        const float2 u = mma::load_pair(x.at(row, column));
-        const bool own = D_per_channel && column < p.P;
-        y0 += (own ? D[h * p.P + column] : own_skip) * u.x;
-        y1 += (own ? D[h * p.P + column + 1] : own_skip) * u.y;
-      }
-      mma::store_pair(tile.at(row, column), y0, y1);
-    });
+    const auto add_skip = [&](auto per_channel) {
+      each_pair([&](float& y0, float& y1, int place, int, int column) {
+        const float2 u = mma::load_pair(x + place);
+        float D0 = own_skip, D1 = own_skip;
+        if (per_channel() && column < p.P) D0 = D[h * p.P + column], D1 = D[h * p.P + column + 1];
+        y0 += D0 * u.x;
+        y1 += D1 * u.y;
+      });
+    };
+    if (D_per_channel) add_skip(std::true_type{});
+    else if (D != nullptr) add_skip(std::false_type{});
+    each_pair([&](float y0, float y1, int place, int, int) { mma::store_pair(tile + place, y0, y1); });
     if (z == nullptr) return out();
-    each_pair([&](float y0, float y1, int row, int column) {
+    each_pair([&](float y0, float y1, int place, int row, int column) {
       if (row >= rows || column >= p.P) return;
-      *reinterpret_cast<float2*>(ungated + ((token + row) * p.heads + h) * p.P + column) = {y0, y1};
+      *reinterpret_cast<float2*>(ungated + (token + row) * next + h * p.P + column) = {y0, y1};
       const float2 u = mma::load_pair(z + (token + row) * stride_z + h * p.P + column);
-      mma::store_pair(tile.at(row, column), y0 * math::silu(u.x), y1 * math::silu(u.y));
+      mma::store_pair(tile + place, y0 * math::silu(u.x), y1 * math::silu(u.y));
     });
     out();
   }
