@@ -370,8 +370,8 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients_sm90(const __gr
   at.token = at.b * p.time + at.chunk * Q;
   at.rows = p.tokens_of(at.chunk);
 
-  copy_panels_async<N_tile, false>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
-  copy_panels_async<N_tile, false>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
+  copy_panels_async<gradient_threads, N_tile>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
+  copy_panels_async<gradient_threads, N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
   commit_copies();
   for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(at.b, at.chunk, static_cast<int>(threadIdx.x));

@@ -43,20 +43,13 @@ __device__ void wait_for_older_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// mma::copy_tile_async into panels; `whole`: all 64 rows are there, of all columns.
-template <int columns, bool whole>
-__device__ void copy_panels_async(bf16* to, const bf16* from, int64_t stride, int rows, int width) {
-  constexpr int pieces = columns / 8,
-                step = gradient_threads / pieces;  // rows at a time; the exchange of pieces repeats after 8
-  static_assert(step % 8 == 0 && 64 % step == 0);
-  const int row = static_cast<int>(threadIdx.x) / pieces, column = static_cast<int>(threadIdx.x) % pieces * 8;
-  bf16* target = Tile<panel>{to + column / panel * panel_size}.at(row, column % panel);
-  const bf16* source = from + row * stride + column;
+// A state, which the sweep has left as it lies in panels.
+template <int N_tile>
+__device__ void copy_state_async(bf16* to, const bf16* from) {
 #pragma unroll
-  for (int r = 0; r < 64; r += step) {
-    const bool there = whole || (row + r < rows && column < width);
-    copy_async(target + r * panel, there ? source : from, there);
-    source += step * stride;
+  for (int i = 0; i < P_tile * N_tile; i += gradient_threads * 8) {
+    const int at = i + static_cast<int>(threadIdx.x) * 8;
+    copy_async(to + at, from + at, true);
   }
 }
 
@@ -67,10 +60,10 @@ __device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_t
   if (k < at.heads) {
     auto& to = shared.stage[k % stages];
     const int64_t h = at.h0 + k, state = (at.b * p.chunks + at.chunk) * p.heads + h;
-    copy_panels_async<P_tile, false>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
-    copy_panels_async<P_tile, false>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
-    copy_panels_async<N_tile, true>(to.S, a.S + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
-    copy_panels_async<N_tile, true>(to.G, a.G + state * (P_tile * N_tile), N_tile, P_tile, N_tile);
+    copy_panels_async<gradient_threads, P_tile>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
+    copy_panels_async<gradient_threads, P_tile>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
+    copy_state_async<N_tile>(to.S, a.S + state * (P_tile * N_tile));
+    copy_state_async<N_tile>(to.G, a.G + state * (P_tile * N_tile));
     const int i = static_cast<int>(threadIdx.x) * 4, channel = static_cast<int>(threadIdx.x) - 64;
     if (i < Q) copy_async(shared.delta[k % 16] + i, p.delta + state * Q + i, true);
     else if (i < 2 * Q) copy_async(shared.sum[k % 16] + i - Q, p.sum + state * Q + i - Q, true);

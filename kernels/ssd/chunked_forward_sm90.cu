@@ -14,15 +14,14 @@
 // of a processor's tensor cores (B 32, L 2048, H 24: 0.10 ms), but some 1350 of its shared memory, of which 1. takes
 // 400.
 #include "adder/kernels/ssd/chunked_outputs.cuh"
-#include "adder/kernels/wgmma.cuh"
+#include "adder/kernels/ssd/chunked_state_sm90.cuh"
 
 namespace adder::ssd::chunked {
 namespace {
 
-using namespace mma;
-using wgmma::panel;
+using namespace hopper;
 
-constexpr int threads = 128;
+constexpr int threads = state_threads;
 constexpr int blocks_a_processor = 3;
 
 struct Arguments {
@@ -34,10 +33,6 @@ struct Arguments {
   Segments cut;
 };
 
-struct Stage {
-  float delta[Q], sum[Q];
-  int document[Q];
-};
 template <int N_tile>
 struct alignas(1024) Shared {
   struct Right {
@@ -48,6 +43,8 @@ struct alignas(1024) Shared {
   Stage stage[2];
   float weight[threads / 32][Q];  // each warp its own
 };
+template <int N_tile>
+constexpr int apart = sizeof(typename Shared<N_tile>::Right) / sizeof(bf16);  // elements from panel to panel
 
 // A block's part of the problem.
 struct Part {
@@ -72,16 +69,7 @@ struct Part {
 
 template <bool documents>
 __device__ void load_x(const Arguments& a, const Part& part, int chunk, bf16* x, Stage& to) {
-  const Problem& p = a.p;
-  copy_tile_async<threads>(Tile<P_tile>{x}, a.x.at(part.b * p.time + int64_t{chunk} * Q, part.h), a.x.stride,
-                           p.tokens_of(chunk), p.P);
-  const int thread = static_cast<int>(threadIdx.x), i = thread * 4;
-  const int64_t at = p.decays_at(part.b, chunk, part.h);
-  if (i < Q) copy_async(to.delta + i, p.delta + at + i, true);
-  else if (i < 2 * Q) copy_async(to.sum + i - Q, p.sum + at + i - Q, true);
-  else if (documents && thread >= Q)  // as Problem::document
-    copy_async<4>(to.document + thread - Q,
-                  p.start + part.b * p.time + min(int64_t{chunk} * Q + thread - Q, p.time - 1), true);
+  load_tokens<documents>(a.p, a.x, part.b, part.h, chunk, x, to);
   commit_copies();
 }
 
@@ -90,87 +78,19 @@ __device__ void load_B_and_C(const Arguments& a, const Part& part, int chunk, Sh
   const Problem& p = a.p;
   const int64_t token = part.b * p.time + int64_t{chunk} * Q;
   const int rows = p.tokens_of(chunk);
-  constexpr int apart = sizeof(to.right[0]) / sizeof(bf16);
-  wgmma::copy_panels_async<threads, N_tile, apart>(to.right[0].B, a.B.at(token, part.group), a.B.stride, rows, p.N);
+  wgmma::copy_panels_async<threads, N_tile, apart<N_tile>>(to.right[0].B, a.B.at(token, part.group), a.B.stride, rows,
+                                                           p.N);
   wgmma::copy_panels_async<threads, N_tile>(to.C[0], a.C.at(token, part.group), a.C.stride, rows, p.N);
   commit_copies();
 }
 
-// w_j = e^{cs_Q - cs_j} Δ_j of all tokens j, masked where j's document ends before the chunk does. By one warp.
+// By one warp.
 template <bool documents>
 __device__ void weights(const Stage& s, float* to) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int j = half * 32 + lane();
-    const bool leaves = !documents || s.document[j] == s.document[Q - 1];
-    to[j] = leaves ? power_of_2(s.sum[Q - 1] - s.sum[j]) * s.delta[j] : masked;
-  }
+  for (int j = lane(); j < Q; j += 32) to[j] = to_end<documents>(s, j);
   __syncwarp();
 }
-
-// e^{cs_i}: what is left at token i of the state that enters, or masked where i's document is another.
-template <bool documents>
-__device__ float from_start(const Stage& s, int chunk, int i) {
-  return !documents || s.document[i] < chunk * Q ? power_of_2(s.sum[i]) : masked;
-}
-
-// A warp's rows of S, [p0, p0 + 16), as sums.
-template <int N_tile>
-struct State {
-  float s[N_tile / 8][4];
-  int p0 = static_cast<int>(threadIdx.x / 32) * 16;
-
-  // f(two neighbours of a row, p, n)
-  template <class F>
-  __device__ void each_pair(F&& f) {
-    const int l = lane_again();
-#pragma unroll
-    for (int t = 0; t < N_tile / 8; ++t)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        f(*reinterpret_cast<float2*>(s[t] + 2 * half), p0 + half * 8 + l / 4, t * 8 | l % 4 * 2);
-  }
-
-  // Rounded, into the panels [p, n]: over y's rows of the same warp, which are out. Pieces are found by exclusive or.
-  __device__ void round_into(Shared<N_tile>& shared) const {
-    const int l = lane_again(), own = (p0 + l / 4) * panel | (l / 4 * 8 + l % 4 * 2);
-#pragma unroll
-    for (int t = 0; t < N_tile / 8; ++t)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        store_pair(shared.right[t / 8].S + (own ^ t % 8 * 8) + half * 8 * panel, s[t][2 * half], s[t][2 * half + 1]);
-  }
-
-  template <bool documents>
-  __device__ void scale(float decay) {
-    const bool ends = documents && decay < 0;  // masked
-#pragma unroll
-    for (int t = 0; t < N_tile / 8; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (ends) s[t][i] = 0;
-        else s[t][i] *= decay;
-      }
-  }
-
-  // Issues S += (w x)ᵀ B.   A = (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix, from registers.
-  //                         B [j, n]: k = j runs across its rows, n along the panels.
-  template <bool documents>
-  __device__ void update(Tile<P_tile> x, const float* weight, const Shared<N_tile>& shared, Left (&a)[Q / 16]) {
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) {
-      a[k] = left_transposed(x, p0, k * 16);
-      weigh<documents>(a[k], weight + k * 16);
-    }
-    wgmma::hold(s);
-    wgmma::hold(a);
-    wgmma::begin();
-    const auto B = wgmma::across_k(shared.right[0].B, 0, sizeof(shared.right[0]));
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(s, a[k], B + k * 16 * panel * sizeof(bf16));
-    wgmma::commit();
-  }
-};
 
 // Issues y = e^{cs} y + M x.   M [i, j] from C Bᵀ, from registers; x [j, p]: k = j runs across its rows.
 template <bool documents>
@@ -201,11 +121,7 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
   const float skip = a.out.skip(part.h);
 
   State<N_tile> state;
-  state.each_pair([&](float2& s, int p, int n) {
-    s = {0, 0};
-    if (a.begin != nullptr && p < a.p.P && n < a.p.N)
-      s = *reinterpret_cast<const float2*>(a.begin + part.state(a) + p * a.p.N + n);
-  });
+  state.read(a.p, a.begin == nullptr ? nullptr : a.begin + part.state(a));
   if (part.from < part.to) {
     load_x<documents>(a, part, part.from, shared.x[0], shared.stage[0]);
     load_B_and_C(a, part, part.from, shared);
@@ -214,7 +130,7 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     const int side = (chunk - part.from) % 2;
     const Stage& stage = shared.stage[side];
     const Tile<P_tile> x{shared.x[side]};
-    state.round_into(shared);
+    state.round_into(shared.right[0].S, apart<N_tile>);  // over y's rows of the same warp, which are out
     wait_for_copies();
     wgmma::published();
     __syncthreads();  // all that 1. to 3. read is there, and nobody reads the other x
@@ -236,16 +152,13 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     float* weight = shared.weight[threadIdx.x / 32];
     weights<documents>(stage, weight);
     Left weighted[Q / 16];
-    state.template update<documents>(x, weight, shared, weighted);
+    state.template update<documents>(x, weight, shared.right[0].B, sizeof(shared.right[0]), weighted);
     wgmma::wait<0>(y, state.s);
     __syncthreads();  // nobody reads B, C or S any more
     if (chunk + 1 < part.to) load_B_and_C(a, part, chunk + 1, shared);
     a.out.finish(a.p, {part.b, chunk, part.h}, skip, x.data, shared.right[0].S, state.p0, y);
   }
-  if (a.end == nullptr) return;
-  state.each_pair([&](const float2& s, int p, int n) {
-    if (p < a.p.P && n < a.p.N) *reinterpret_cast<float2*>(a.end + part.state(a) + p * a.p.N + n) = s;
-  });
+  if (a.end != nullptr) state.write(a.p, a.end + part.state(a));
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // The state from chunk to chunk: one block a (row, head, segment), the state in registers as sums of products.
 // Floor: x and B read, 2 T H P N / Q bytes of states written; B comes from the L2 cache for all heads but one.
-#include "adder/kernels/ssd/chunked.cuh"
+// On Hopper chunked_sweep_sm90.cu walks.
+#include "adder/kernels/ssd/chunked_sweep.cuh"
+#include "adder/kernels/wgmma.cuh"
 
 #include <algorithm>
 
@@ -10,16 +12,6 @@ namespace {
 using namespace mma;
 
 constexpr int threads = 128;  // four warps: two halves of P times two halves of N
-
-// A sweep as the kernel sees it.
-struct Walk {
-  Tokens x, B;
-  const float* begin;  // [batch, head, segment, P, N], or null: zero
-  bf16* states;        // or null
-  float* end;          // as begin, or null
-  float* decay;  // [batch, head, segment]: what is left of the segment's first state at its end, or masked; or null
-  bool reverse;
-};
 
 template <int N_tile>
 struct alignas(128) Shared {
@@ -188,6 +180,7 @@ Walk walk_of(const Sweep& s) {
 }
 
 void start(Cuda on, const Problem& p, const Walk* walks, size_t count, const Segments& cut) {
+  if (wgmma::available()) return sweep_sm90(on, p, walks, count, cut);
   with_constants(p, [&](auto tile, auto documents) {
     constexpr int N = tile();
     launch(walk<N, documents()>, dim3(blocks(p.batch * p.heads * cut.count, 1), static_cast<unsigned>(count)), threads,
