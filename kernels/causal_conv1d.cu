@@ -97,6 +97,8 @@ struct Step {
 template <class T>
 __global__ void step(Step<T> p) {
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x, c = i % p.channels, b = i / p.channels;
+  let_next_start();
+  wait_for_previous();
   if (b >= p.batch) return;
   const int64_t past = p.width - 1;
   const T x = *p.x(b, c);
@@ -133,7 +135,7 @@ void causal_conv1d_step(Cuda on, const CausalConv1dStep& op, const Tensor& y) {
     const Step<T> p{.x = Rows<const T>(op.x), .state = Rows<T>(op.state), .y = Rows<T>(y),
                     .weight = Rows<const float>(op.weight), .bias = op.bias ? op.bias.data<float>() : nullptr,
                     .batch = op.x.size(0), .channels = op.x.size(1), .width = op.weight.size(1), .silu = op.silu};
-    launch(step<T>, blocks(y.count(), threads), threads, 0, on, p);
+    launch_early(step<T>, blocks(y.count(), threads), threads, 0, on, p);
   });
 }
 

@@ -1,11 +1,12 @@
 // x Wᵀ of few rows x, as in decoding, where all the time goes into reading W.
 //
-// A block makes 8, 16 or 32 columns of the result, so reads as many rows of W; its warps share k, and their sums are
+// A block makes 8, 16 or 24 columns of the result, so reads as many rows of W; its warps share k, and their sums are
 // added in order. Tensor cores multiply, as a thread could not convert and multiply as fast as the memory gives. The
 // sum over k may go in any order that is the same for both factors, so a lane takes 16 bytes in a row, 8 numbers, for
 // two products of 16: no shared memory between memory and tensor cores.
 #pragma once
 
+#include "adder/core/launch.cuh"
 #include "adder/kernels/mma.cuh"
 
 namespace adder::few_rows {
@@ -19,13 +20,25 @@ struct Weight {
   int k;
 };
 
+/// How much of W is brought into the L2 cache before the kernel ahead is done: a third of Hopper's.
+inline constexpr int64_t fetched = 16 << 20;  // bytes
+
+/// Asks for the block's rows of W, if they are among the first of W.
+template <int tiles>
+__device__ void fetch(const Weight& w) {
+  const int64_t row = int64_t{blockIdx.x} * 8 * tiles + threadIdx.x;
+  const auto bytes = 2 * static_cast<unsigned>(w.k);
+  if (threadIdx.x < 8 * tiles && row < w.n && row * bytes < fetched) prefetch(w.data + row * w.stride, bytes);
+}
+
 /// Sixteen bytes, or zeros if not `there`: then `from` is not read. Without a branch, so that many can be under way. A
-/// block reads nothing twice: it need not stay in the L1 cache. Nobody may write it while the kernel runs.
+/// block reads nothing twice: it need not stay in the L1 cache. Not by way of the cache for constants (.nc): the kernel
+/// ahead may still write what this one, on the GPU already, will read.
 __device__ inline uint4 read(const bf16* from, bool there) {
   uint4 v;
   asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
                "mov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-               "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+               "@p ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
                : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(from), "r"(static_cast<int>(there)));
   return v;
 }
@@ -48,29 +61,22 @@ struct Place {
 /// too large.
 template <int warps, int tiles, int halves, class Prepare, class X>
 __device__ float product(const Weight& w, Prepare&& prepare, X&& x) {
-  constexpr int columns = 8 * tiles, ahead = tiles == 4 ? 2 : 4;  // parts of W under way
+  constexpr int columns = 8 * tiles, ahead = tiles == 3 ? 2 : 3;  // parts of W under way
   static_assert(32 * warps >= 8 * halves * columns);
   __shared__ alignas(8) float parts[warps][8 * halves][columns];
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int r = lane / 4, q = lane % 4;
-  const bf16* rows[tiles];
-  bool there[tiles];
-#pragma unroll
-  for (int t = 0; t < tiles; ++t) {
-    const int64_t n = int64_t{blockIdx.x} * columns + 8 * t + r;
-    there[t] = n < w.n;
-    rows[t] = w.data + n * w.stride;
-  }
+  const int64_t first = int64_t{blockIdx.x} * columns + r;
+  const int left = static_cast<int>(min(w.n - first, int64_t{columns}));  // rows from there on
+  const bf16* const rows = w.data + first * w.stride;
   uint4 b[ahead][tiles];
-  const auto load = [&](int begin) {
+  const auto load = [&](int begin, int i) {
+    const int k = begin + i * warps * part + q * piece;
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      const int k = begin + i * warps * part + q * piece;
-#pragma unroll
-      for (int t = 0; t < tiles; ++t) b[i][t] = read(rows[t] + k, there[t] && k < w.k);
-    }
+    for (int t = 0; t < tiles; ++t) b[i][t] = read(rows + 8 * t * w.stride + k, 8 * t < left && k < w.k);
   };
-  load(warp * part);
+#pragma unroll
+  for (int i = 0; i < ahead; ++i) load(warp * part, i);
   prepare();
   float sum[tiles][4] = {};
   for (int begin = warp * part; begin < w.k; begin += ahead * warps * part) {  // all lanes alike
@@ -89,8 +95,8 @@ __device__ float product(const Weight& w, Prepare&& prepare, X&& x) {
         mma::multiply_add(sum[t], even, both, 0);
         mma::multiply_add(sum[t], odd, both, 1);
       }
+      load(begin + ahead * warps * part, i);
     }
-    load(begin + ahead * warps * part);
   }
 #pragma unroll
   for (int t = 0; t < tiles; ++t)

@@ -21,8 +21,11 @@ struct Few {
 };
 
 template <class Y, int tiles, int halves>
-__global__ void __launch_bounds__(threads) products(Few<Y> p) {
+__global__ void __launch_bounds__(threads, tiles * halves < 4 ? 4 : 3) products(Few<Y> p) {
+  let_next_start();
+  few_rows::fetch<tiles>(p.w);
   const few_rows::Place<tiles> at(p.w.n, p.m);
+  wait_for_previous();
   const float sum = few_rows::product<warps, tiles, halves>(p.w, [] {}, [&](int row, int k) {
     return few_rows::read(p.x + row * p.stride_x + k, row < p.m && k < p.w.k);
   });
@@ -38,8 +41,8 @@ void run(Cuda on, const Product& p, const ProductSizes& s) {
                    .stride_y = s.stride_c, .m = static_cast<int>(s.m)};
   // Narrow blocks where there would be too few of them for all processors.
   const auto with_halves = [&](auto halves) {
-    if (s.n >= 4096) launch(products<Y, 2, halves()>, blocks(s.n, 16), threads, 0, on, few);
-    else launch(products<Y, 1, halves()>, blocks(s.n, 8), threads, 0, on, few);
+    if (s.n >= 4096) launch_early(products<Y, 2, halves()>, blocks(s.n, 16), threads, 0, on, few);
+    else launch_early(products<Y, 1, halves()>, blocks(s.n, 8), threads, 0, on, few);
   };
   if (s.m > 8) with_halves(std::integral_constant<int, 2>{});
   else with_halves(std::integral_constant<int, 1>{});

@@ -9,6 +9,7 @@ namespace ssd {
 namespace {
 
 constexpr int step_warps = 4, step_rows = 4;  // rows of a warp
+constexpr unsigned fetching_blocks = 1024;    // that may be on the GPU before the kernel ahead is done
 
 template <class T>
 struct Step {
@@ -34,11 +35,25 @@ __device__ void load(const T* from, float (&x)[n]) {
   }
 }
 
+// What the block will read that the kernel ahead does not make: its rows of the state, in pieces of 16 bytes, first.
+template <class T>
+__device__ void fetch(const Step<T>& p, int64_t item, int64_t h) {
+  const int64_t row = (blockIdx.x - item * p.blocks) * step_warps * step_rows;
+  const int64_t rows = min(int64_t{step_warps * step_rows}, p.width - row);
+  prefetch(p.S + (item * p.width + row) * p.state, static_cast<unsigned>(4 * rows * p.state));
+  prefetch(p.A_log + h);
+  if (p.bias != nullptr) prefetch(p.bias + h);
+  if (p.D != nullptr) prefetch(p.D + (p.per_channel ? h * p.width + row : h));
+}
+
 template <class T, int n>
 __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int64_t item = blockIdx.x / p.blocks, b = item / p.heads, h = item % p.heads, g = h / (p.heads / p.groups);
   const int64_t row = ((blockIdx.x - item * p.blocks) * step_warps + warp) * step_rows;
+  let_next_start();
+  if (n > 1 && threadIdx.x == 0 && blockIdx.x < fetching_blocks) fetch(p, item, h);
+  wait_for_previous();
   if (row >= p.width) return;
   const T *x = p.x + b * p.stride_x + h * p.width, *B = p.B + b * p.stride_B + g * p.state;
   const T* C = p.C + b * p.stride_C + g * p.state;
@@ -102,7 +117,7 @@ void run(Cuda on, const SsdStep& s, const Tensor& y) {
                   .S = s.state.data<float>(), .y = y.data<T>()};
   const bool aligned = in_fours(p.S, state, state) && in_fours(p.B, state, p.stride_B) &&
                        in_fours(p.C, state, p.stride_C);
-  launch(aligned ? step<T, 4> : step<T, 1>, blocks(batch * heads * row_blocks, 1), 32 * step_warps, 0, on, p);
+  launch_early(aligned ? step<T, 4> : step<T, 1>, blocks(batch * heads * row_blocks, 1), 32 * step_warps, 0, on, p);
 }
 
 }  // namespace
