@@ -85,8 +85,10 @@ __device__ float product(const few_rows::Weight& w, const Scaled<Source, warps>&
     also();
     __syncthreads();
   };
-  const float y = few_rows::product<warps, tiles, 1>(w, prepare, x);
-  return at.inside ? y * x.inverse_rms(at.row, eps) : 0.0f;
+  __shared__ few_rows::Parts<warps, tiles, 1> parts;
+  few_rows::multiply(parts, w, prepare, x);
+  if (!at.inside) return 0;
+  return parts.sum(at.row, static_cast<int>(threadIdx.x) % (8 * tiles)) * x.inverse_rms(at.row, eps);
 }
 
 struct In {
