@@ -28,7 +28,8 @@ template <int tiles>
 __device__ void fetch(const Weight& w) {
   const int64_t row = int64_t{blockIdx.x} * 8 * tiles + threadIdx.x;
   const auto bytes = 2 * static_cast<unsigned>(w.k);
-  if (blockIdx.y == 0 && threadIdx.x < 8 * tiles && row < w.n && row * bytes < fetched) prefetch(w.data + row * w.stride, bytes);
+  if (blockIdx.y == 0 && threadIdx.x < 8 * tiles && row < w.n && row * bytes < fetched)
+    prefetch(w.data + row * w.stride, bytes);
 }
 
 /// Sixteen bytes, or zeros if not `there`: then `from` is not read. Without a branch, so that many can be under way. A
@@ -60,7 +61,8 @@ struct Place {
 template <int warps, int tiles, int halves>
 struct Parts {
   static constexpr int rows = 8 * halves, columns = 8 * tiles;
-  alignas(8) float of[warps][rows][columns % 16 == 0 ? columns + 8 : columns];  // rows of a write in different banks
+  static constexpr int apart = columns % 16 == 0 ? columns + 8 : columns;  // so that rows lie in different banks
+  alignas(8) float of[warps][rows][apart];
 
   __device__ float sum(int row, int column) const {
     float y = 0;

@@ -9,7 +9,7 @@ namespace {
 
 using few_rows::piece;
 constexpr int warps = 8, threads = 32 * warps;
-constexpr int64_t small = 6 << 20;  // numbers of a weight whose blocks may read x again and again: its 64 rows are more
+constexpr int64_t small = 6 << 20;  // numbers of W. Of a larger one, all blocks' reading of x takes longer than W
 
 template <class Y>
 struct Few {
@@ -69,8 +69,9 @@ bool in_pieces(const Tensor& t, int64_t stride) {
 
 bool has_few_rows(const Product& p, const ProductSizes& s) {
   return p.a.rank() == 2 && !p.transpose_a && p.transpose_b && p.alpha == 1 && p.beta == 0 &&
-         p.a.dtype() == DType::bf16 && p.b.dtype() == DType::bf16 && (s.m <= 16 || (s.m <= 64 && s.n * s.k <= small)) && s.k > 0 && s.k % piece == 0 &&
-         s.k <= 1 << 30 && in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
+         p.a.dtype() == DType::bf16 && p.b.dtype() == DType::bf16 &&
+         (s.m <= 16 || (s.m <= 64 && s.n * s.k <= small)) && s.k > 0 && s.k % piece == 0 && s.k <= 1 << 30 &&
+         in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
 }
 
 void multiply_few_rows(Cuda on, const Product& p, const ProductSizes& s) {
