@@ -93,19 +93,40 @@ struct Step {
   bool silu;
 };
 
-// A thread owns its channel's state: it reads all of it before it moves it on.
-template <class T>
-__global__ void step(Step<T> p) {
+// A thread owns its channel's state: it reads all of it before it moves it on. At most four taps are all asked for
+// before the first is waited for.
+template <class T, bool few_taps>
+__global__ void __launch_bounds__(threads) step(Step<T> p) {
+  constexpr int most = 4;
   const int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x, c = i % p.channels, b = i / p.channels;
+  let_next_start();
+  wait_for_previous();
   if (b >= p.batch) return;
   const int64_t past = p.width - 1;
   const T x = *p.x(b, c);
   float s = p.bias ? p.bias[c] : 0.0f;
-  for (int64_t k = 0; k <= past; ++k)
-    s = fmaf(*p.weight(c, past - k), value(k == 0 ? x : *p.state(b * past + past - k, c)), s);
+  if constexpr (few_taps) {
+    float taps[most];  // the newest first, as what they count
+    T before[most] = {x};
+#pragma unroll
+    for (int k = 0; k < most; ++k) {
+      if (k > past) break;
+      taps[k] = *p.weight(c, past - k);
+      if (k > 0) before[k] = *p.state(b * past + past - k, c);
+    }
+#pragma unroll
+    for (int k = 0; k < most; ++k) {
+      if (k > past) break;
+      s = fmaf(taps[k], value(before[k]), s);
+      if (k > 0) *p.state(b * past + past - k, c) = before[k - 1];
+    }
+  } else {
+    for (int64_t k = 0; k <= past; ++k)
+      s = fmaf(*p.weight(c, past - k), value(k == 0 ? x : *p.state(b * past + past - k, c)), s);
+    for (int64_t k = 0; k < past; ++k)
+      *p.state(b * past + k, c) = k + 1 < past ? *p.state(b * past + k + 1, c) : x;
+  }
   *p.y(b, c) = element<T>(p.silu ? silu<T>(s) : s);
-  for (int64_t k = 0; k < past; ++k)
-    *p.state(b * past + k, c) = k + 1 < past ? *p.state(b * past + k + 1, c) : x;
 }
 
 }  // namespace
@@ -133,7 +154,7 @@ void causal_conv1d_step(Cuda on, const CausalConv1dStep& op, const Tensor& y) {
     const Step<T> p{.x = Rows<const T>(op.x), .state = Rows<T>(op.state), .y = Rows<T>(y),
                     .weight = Rows<const float>(op.weight), .bias = op.bias ? op.bias.data<float>() : nullptr,
                     .batch = op.x.size(0), .channels = op.x.size(1), .width = op.weight.size(1), .silu = op.silu};
-    launch(step<T>, blocks(y.count(), threads), threads, 0, on, p);
+    launch_early(p.width <= 4 ? step<T, true> : step<T, false>, blocks(y.count(), threads), threads, 0, on, p);
   });
 }
 

@@ -68,6 +68,8 @@ __device__ float sigmoid(float z) {
 template <class T, int held, bool norm_first>
 __global__ void __launch_bounds__(most_threads) forward(Operands<T> p, Elements<T> out) {
   constexpr int n = per_piece<T>;
+  let_next_start();
+  wait_for_previous();
   const int64_t group = blockIdx.x % p.groups, step = gridDim.x / p.groups;
   float weight[held][n];
 #pragma unroll
@@ -251,7 +253,10 @@ void gated_rms_norm_forward(Cuda on, const GatedRmsNorm& op, const Tensor& out) 
     with_shape<T, most_held<T>>(op, most_threads, [&](auto held, auto norm_first, int threads) {
       const Operands<T> p = operands<T>(op);
       const int64_t count = std::min(p.rows, most_at_once(held() < 4 ? 896 : 512, threads, op.groups));
-      launch(forward<T, held(), norm_first()>, blocks(count * op.groups, 1), threads, 0, on, p, Elements<T>(out, n));
+      const auto kernel = forward<T, held(), norm_first()>;
+      const unsigned all = blocks(count * op.groups, 1);
+      if (p.rows <= early_rows) launch_early(kernel, all, threads, 0, on, p, Elements<T>(out, n));
+      else launch(kernel, all, threads, 0, on, p, Elements<T>(out, n));
     });
   });
 }

@@ -9,6 +9,7 @@ namespace {
 
 using few_rows::piece;
 constexpr int warps = 8, threads = 32 * warps;
+constexpr int64_t small = 6 << 20;  // numbers of W. Of a larger one, all blocks' reading of x takes longer than W
 
 template <class Y>
 struct Few {
@@ -20,15 +21,26 @@ struct Few {
   int m;
 };
 
+// A block has 8 halves rows of x.
 template <class Y, int tiles, int halves>
-__global__ void __launch_bounds__(threads) products(Few<Y> p) {
-  const few_rows::Place<tiles> at(p.w.n, p.m);
-  const float sum = few_rows::product<warps, tiles, halves>(p.w, [] {}, [&](int row, int k) {
-    return few_rows::read(p.x + row * p.stride_x + k, row < p.m && k < p.w.k);
+__global__ void __launch_bounds__(threads, tiles * halves < 4 ? 4 : halves > 2 ? 2 : 3) products(Few<Y> p) {
+  using Parts = few_rows::Parts<warps, tiles, halves>;
+  __shared__ Parts parts;
+  let_next_start();
+  few_rows::fetch<tiles>(p.w);
+  const int row = static_cast<int>(blockIdx.y) * Parts::rows;
+  const bf16* const x = p.x + row * p.stride_x;
+  wait_for_previous();
+  few_rows::multiply(parts, p.w, [] {}, [&](int i, int k) {
+    return few_rows::read(x + i * p.stride_x + k, row + i < p.m && k < p.w.k);
   });
-  if (!at.inside) return;
-  const float bias = p.bias == nullptr ? 0.0f : value(p.bias[at.column]);
-  p.y[at.row * p.stride_y + at.column] = element<Y>(sum + bias);
+  for (int at = static_cast<int>(threadIdx.x); at < Parts::rows * Parts::columns; at += threads) {
+    const int i = at / Parts::columns, j = at % Parts::columns;
+    const int64_t column = int64_t{blockIdx.x} * Parts::columns + j;
+    if (row + i >= p.m || column >= p.w.n) continue;
+    const float bias = p.bias == nullptr ? 0.0f : value(p.bias[column]);
+    p.y[(row + i) * p.stride_y + column] = element<Y>(parts.sum(i, j) + bias);
+  }
 }
 
 template <class Y>
@@ -37,12 +49,16 @@ void run(Cuda on, const Product& p, const ProductSizes& s) {
                    .y = p.c.data<Y>(), .bias = p.bias ? p.bias.data<Y>() : nullptr, .stride_x = s.stride_a,
                    .stride_y = s.stride_c, .m = static_cast<int>(s.m)};
   // Narrow blocks where there would be too few of them for all processors.
-  const auto with_halves = [&](auto halves) {
-    if (s.n >= 4096) launch(products<Y, 2, halves()>, blocks(s.n, 16), threads, 0, on, few);
-    else launch(products<Y, 1, halves()>, blocks(s.n, 8), threads, 0, on, few);
+  const auto with = [&](auto tiles, auto halves) {
+    launch_early(products<Y, tiles(), halves()>, dim3(blocks(s.n, 8 * tiles()), blocks(s.m, 8 * halves())), threads, 0,
+                 on, few);
   };
-  if (s.m > 8) with_halves(std::integral_constant<int, 2>{});
-  else with_halves(std::integral_constant<int, 1>{});
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  constexpr std::integral_constant<int, 4> four;
+  if (s.m > 16) return s.n >= 2048 ? with(four, four) : with(two, four);
+  if (s.m > 8) return s.n >= 4096 ? with(two, two) : with(one, two);
+  s.n >= 4096 ? with(two, one) : with(one, one);
 }
 
 bool in_pieces(const Tensor& t, int64_t stride) {
@@ -53,8 +69,9 @@ bool in_pieces(const Tensor& t, int64_t stride) {
 
 bool has_few_rows(const Product& p, const ProductSizes& s) {
   return p.a.rank() == 2 && !p.transpose_a && p.transpose_b && p.alpha == 1 && p.beta == 0 &&
-         p.a.dtype() == DType::bf16 && p.b.dtype() == DType::bf16 && s.m <= 16 && s.k > 0 && s.k % piece == 0 &&
-         s.k <= 1 << 30 && in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
+         p.a.dtype() == DType::bf16 && p.b.dtype() == DType::bf16 &&
+         (s.m <= 16 || (s.m <= 64 && s.n * s.k <= small)) && s.k > 0 && s.k % piece == 0 && s.k <= 1 << 30 &&
+         in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
 }
 
 void multiply_few_rows(Cuda on, const Product& p, const ProductSizes& s) {

@@ -43,6 +43,8 @@ __device__ int piece_start(int k) {
 
 template <class T, int held>
 __global__ void __launch_bounds__(most_threads(held)) forward(Forward<T> p) {
+  let_next_start();
+  wait_for_previous();
   float weight[held][n];
 #pragma unroll
   for (int k = 0; k < held; ++k) p.weight.line(0).load(piece_start(k), p.channels, weight[k]);
@@ -167,7 +169,9 @@ void rms_norm_forward(Cuda on, const RmsNorm& op, const Tensor& y, const Tensor&
                        .rows = rows, .channels = static_cast<int>(channels), .eps = static_cast<float>(op.eps)};
     with_held(channels, [&](auto held, int threads) {
       const int64_t most = most_at_once(sizeof(T) == 2 ? 768 : 512, threads);
-      launch(forward<T, held()>, blocks(std::min(rows, most), 1), threads, 0, on, p);
+      const unsigned count = blocks(std::min(rows, most), 1);
+      if (rows <= early_rows) launch_early(forward<T, held()>, count, threads, 0, on, p);
+      else launch(forward<T, held()>, count, threads, 0, on, p);
     });
   });
 }

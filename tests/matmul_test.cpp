@@ -157,7 +157,7 @@ TEST_CASE("matmul: every algorithm that cuBLASLt proposes gives the product", "[
 TEST_CASE("matmul: few rows on every backend agree with f64, in pieces of 16 bytes or not, rows apart",
           "[gpu][small]") {
   const Place place = GENERATE(from_range(places()));
-  const int64_t rows = GENERATE(1, 3, 8, 9, 16, 17);  // 17: too many for the kernel of few rows
+  const int64_t rows = GENERATE(1, 3, 8, 9, 16, 17, 33, 64, 65);  // 65: too many for the kernel of few rows
   const auto [in, out] = GENERATE(table<int64_t, int64_t>({{8, 1}, {40, 9}, {1048, 23}, {16, 4099}, {12, 5}}));
   const int64_t offset = GENERATE(0, 8, 1);  // 1: x does not lie at 16 bytes
   const bool bias = out == 9 || out == 4099, wide = out >= 23;  // of the logits
@@ -173,9 +173,10 @@ TEST_CASE("matmul: few rows on every backend agree with f64, in pieces of 16 byt
 TEST_CASE("matmul: a row among few has the bits of the row alone", "[gpu][small]") {
   if (no_gpu()) return;
   const auto on_gpu = [](const Tensor& t) { return to_device(to(t, DType::bf16), Device::cuda); };
-  const Tensor x = on_gpu(random_normal({16, 1536}, 1)), w = on_gpu(random_normal({520, 1536}, 2));
+  const Tensor x = on_gpu(random_normal({64, 1536}, 1));
+  const Tensor w = on_gpu(random_normal({GENERATE(520, 2056), 1536}, 2));
   const Tensor all = apply(Matmul{.x = x, .weight = w, .bias = {}});
-  for (const int64_t i : {0, 7, 8, 15}) {
+  for (const int64_t i : {0, 7, 8, 15, 16, 39, 63}) {
     const Tensor alone = apply(Matmul{.x = x.slice_first(i, i + 1), .weight = w, .bias = {}});
     CHECK(bitwise_equal(alone, all.slice_first(i, i + 1)));
   }

@@ -382,6 +382,32 @@ TEST_CASE("ssd places: the decoding step is forward at every position", "[gpu][s
   CHECK(relative_rms(state, outputs[1]) < allowed(place));
 }
 
+// On the GPU many sequences have another kernel; widths that are not a multiple of its rows, states in fours and not.
+TEST_CASE("ssd places: a step of many sequences moves each on as a step of few does", "[gpu][small]") {
+  const Place place = GENERATE(from_range(places()));
+  const int64_t state_size = GENERATE(20, 7);
+  constexpr int64_t batch = 130, few = 3, heads = 8, width = 35, groups = 2;
+  const auto at_place = [&](const Shape& shape, uint64_t seed, DType type) {
+    return to_device(to(random_normal(shape, seed), type), place.device);
+  };
+  const Tensor x = at_place({batch, heads, width}, 1, place.type), dt = at_place({batch, heads}, 2, place.type);
+  const Tensor B = at_place({batch, groups, state_size}, 3, place.type);
+  const Tensor C = at_place({batch, groups, state_size}, 4, place.type), z = at_place(x.shape(), 5, place.type);
+  const Tensor A_log = at_place({heads}, 6, DType::f32), D = at_place({heads, width}, 7, DType::f32);
+  const Tensor start = at_place({batch, heads, width, state_size}, 8, DType::f32);
+  const auto step = [&](int64_t from, int64_t to, const Tensor& state) {
+    const auto rows = [&](const Tensor& t) { return t.slice_first(from, to); };
+    return ssd_step({.x = rows(x), .dt = rows(dt), .A_log = A_log, .B = rows(B), .C = rows(C), .D = D, .z = rows(z),
+                     .dt_bias = {}, .state = state});
+  };
+  const Tensor all = clone(start), y = step(0, batch, all);
+  for (const int64_t from : {int64_t{0}, int64_t{61}, batch - few}) {
+    const Tensor some = clone(start.slice_first(from, from + few)), expected = step(from, from + few, some);
+    CHECK(bitwise_equal(all.slice_first(from, from + few), some));
+    CHECK(relative_rms(y.slice_first(from, from + few), expected) < allowed(place));
+  }
+}
+
 TEST_CASE("ssd places: with bf16 the parameters stay f32") {
   const Case c{};
   auto t = inputs_of(c);

@@ -1,5 +1,6 @@
-// Floor: the state read and written once, 8 bytes a cell, at memory speed. A warp has four rows of one head at a time,
-// so that four accesses of 16 bytes a lane are under way; they begin before anything is computed.
+// Floor: the state read and written once, 8 bytes a cell, at memory speed. A warp has four rows of one head, so that
+// four accesses of 16 bytes a lane are under way; they begin before anything is computed. Where all processors have
+// blocks enough even so it has eight: what is done once a warp then takes half the instructions.
 #include "adder/core/launch.cuh"
 #include "adder/kernels/ssd/recurrent.cuh"
 #include "adder/kernels/ssd/time_step.cuh"
@@ -8,11 +9,14 @@ namespace adder {
 namespace ssd {
 namespace {
 
-constexpr int step_warps = 4, step_rows = 4;  // rows of a warp
+constexpr int step_warps = 4;
+constexpr int64_t many_blocks = 2048;
+constexpr unsigned fetching_blocks = 1024;    // that may be on the GPU before the kernel ahead is done
 
 template <class T>
 struct Step {
-  int64_t heads, width, groups, state, blocks;
+  int64_t width, state;
+  unsigned heads, heads_of_group, blocks;  // blocks: of a head
   TimeStep time_step;
   const T *x, *dt, *B, *C, *z;
   int64_t stride_x, stride_dt, stride_B, stride_C, stride_z;  // between batch rows
@@ -34,11 +38,26 @@ __device__ void load(const T* from, float (&x)[n]) {
   }
 }
 
-template <class T, int n>
+// Asks for what the block will read and the kernel ahead does not make: `bytes` of the state first.
+template <class T>
+__device__ void fetch(const Step<T>& p, const float* S, int64_t bytes, int64_t h, int64_t row) {
+  prefetch(S, static_cast<unsigned>(bytes));
+  prefetch(p.A_log + h);
+  if (p.bias != nullptr) prefetch(p.bias + h);
+  if (p.D != nullptr) prefetch(p.D + (p.per_channel ? h * p.width + row : h));
+}
+
+template <class T, int n, int step_rows>  // rows of a warp
 __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int64_t item = blockIdx.x / p.blocks, b = item / p.heads, h = item % p.heads, g = h / (p.heads / p.groups);
-  const int64_t row = ((blockIdx.x - item * p.blocks) * step_warps + warp) * step_rows;
+  const unsigned index = blockIdx.x / p.blocks;
+  const int64_t item = index, b = index / p.heads, h = index % p.heads, g = index % p.heads / p.heads_of_group;
+  const int64_t row = int64_t{(blockIdx.x - index * p.blocks) * step_warps + warp} * step_rows;
+  let_next_start();
+  if (n > 1 && threadIdx.x == 0 && blockIdx.x < fetching_blocks)
+    fetch(p, p.S + (item * p.width + row) * p.state,
+          4 * p.state * min(int64_t{step_warps * step_rows}, p.width - row), h, row);
+  wait_for_previous();
   if (row >= p.width) return;
   const T *x = p.x + b * p.stride_x + h * p.width, *B = p.B + b * p.stride_B + g * p.state;
   const T* C = p.C + b * p.stride_C + g * p.state;
@@ -78,7 +97,7 @@ __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   const int64_t at = h * p.width + row + lane;
   if (p.D != nullptr) y += p.D[p.per_channel ? at : h] * value(x[row + lane]);
   if (p.z != nullptr) y *= math::silu(value(p.z[b * p.stride_z + at]));
-  p.y[b * p.heads * p.width + at] = element<T>(y);
+  p.y[b * (p.heads * p.width) + at] = element<T>(y);
 }
 
 // Whether rows of n numbers can be read four at a time.
@@ -91,8 +110,11 @@ template <class T>
 void run(Cuda on, const SsdStep& s, const Tensor& y) {
   const int64_t batch = s.x.size(0), heads = s.x.size(1), width = s.x.size(2);
   const int64_t groups = s.B.size(1), state = s.B.size(2);
-  const int64_t rows = step_warps * step_rows, row_blocks = (width + rows - 1) / rows;
-  const Step<T> p{.heads = heads, .width = width, .groups = groups, .state = state, .blocks = row_blocks,
+  const auto blocks_of = [&](int rows) { return blocks(width, step_warps * rows); };  // a head
+  const bool many = batch * heads * blocks_of(8) >= many_blocks;
+  const unsigned all = blocks(batch * heads * blocks_of(many ? 8 : 4), 1);
+  const Step<T> p{.width = width, .state = state, .heads = static_cast<unsigned>(heads),
+                  .heads_of_group = static_cast<unsigned>(heads / groups), .blocks = blocks_of(many ? 8 : 4),
                   .time_step = TimeStep(s), .x = s.x.data<T>(), .dt = s.dt.data<T>(), .B = s.B.data<T>(),
                   .C = s.C.data<T>(), .z = s.z ? s.z.data<T>() : nullptr, .stride_x = s.x.stride(heads * width),
                   .stride_dt = s.dt.stride(heads), .stride_B = s.B.stride(groups * state),
@@ -102,7 +124,8 @@ void run(Cuda on, const SsdStep& s, const Tensor& y) {
                   .S = s.state.data<float>(), .y = y.data<T>()};
   const bool aligned = in_fours(p.S, state, state) && in_fours(p.B, state, p.stride_B) &&
                        in_fours(p.C, state, p.stride_C);
-  launch(aligned ? step<T, 4> : step<T, 1>, blocks(batch * heads * row_blocks, 1), 32 * step_warps, 0, on, p);
+  const auto kernel = aligned ? (many ? step<T, 4, 8> : step<T, 4, 4>) : (many ? step<T, 1, 8> : step<T, 1, 4>);
+  launch_early(kernel, all, 32 * step_warps, 0, on, p);
 }
 
 }  // namespace
