@@ -3,9 +3,9 @@
 // Between two kernels of a stream the GPU drains and fills again, which takes about as long as a small kernel's work.
 // One of launch_early() is already on the GPU when the one ahead of it ends. What that asks of it:
 //
-//   let_next_start();             // first thing, by all threads: the next one may be put on the GPU
-//   prefetch(weight, bytes);      // what it will read, into the L2 cache, which is right whoever writes it meanwhile
-//   wait_for_previous();          // by all threads, before anything is read or written, weights too
+//   let_next_start();         // first thing, by all threads, of any kernel: the next one may be put on the GPU
+//   prefetch(weight, bytes);  // what it will read, into the L2 cache, which is right whoever writes it meanwhile
+//   wait_for_previous();      // by all threads, before anything is read or written, weights too
 //
 // What it reads comes by plain loads: __ldg and ld.global.nc are for what nobody writes while a kernel is on the GPU.
 // wait_for_previous() returns when the kernel ahead has ended and what it wrote is there. As that one waited too, so
@@ -43,7 +43,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared
 }
 
 /// The same, early where the GPU can (Hopper and later): for kernels that keep the rule above.
-inline constexpr bool early_starts = true;
+inline constexpr bool early_starts = true;  // false: to see what they bring
 inline constexpr int64_t early_rows = 64;  // of a kernel that is also one of training: more rows hide the start anyway
 template <class... Parameters, class... Args>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared, Cuda on, const Args&... args) {

@@ -47,22 +47,31 @@ __device__ void fetch(const Step<T>& p, const float* S, int64_t bytes, int64_t h
   if (p.D != nullptr) prefetch(p.D + (p.per_channel ? h * p.width + row : h));
 }
 
+// The compiler would write most rows number by number.
+template <int n>
+__device__ void store(float* to, const float (&x)[n]) {
+  if constexpr (n == 4)
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+  else
+    *to = x[0];
+}
+
 template <class T, int n, int step_rows>  // rows of a warp
 __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const unsigned index = blockIdx.x / p.blocks;
   const int64_t item = index, b = index / p.heads, h = index % p.heads, g = index % p.heads / p.heads_of_group;
   const int64_t row = int64_t{(blockIdx.x - index * p.blocks) * step_warps + warp} * step_rows;
-  let_next_start();
-  if (n > 1 && threadIdx.x == 0 && blockIdx.x < fetching_blocks)
-    fetch(p, p.S + (item * p.width + row) * p.state,
-          4 * p.state * min(int64_t{step_warps * step_rows}, p.width - row), h, row);
-  wait_for_previous();
-  if (row >= p.width) return;
   const T *x = p.x + b * p.stride_x + h * p.width, *B = p.B + b * p.stride_B + g * p.state;
   const T* C = p.C + b * p.stride_C + g * p.state;
   float* S = p.S + (item * p.width + row) * p.state;
   const int rows = static_cast<int>(min(int64_t{step_rows}, p.width - row));
+  let_next_start();
+  if (n > 1 && threadIdx.x == 0 && blockIdx.x < fetching_blocks)
+    fetch(p, S, 4 * p.state * min(int64_t{step_warps * step_rows}, p.width - row), h, row);
+  wait_for_previous();
+  if (row >= p.width) return;
   float cells[step_rows][n], to_cells[n], from_cells[n];  // of the state, B and C
   const auto read = [&](int64_t column) {
     if (column >= p.state) return;
@@ -73,30 +82,35 @@ __global__ void __launch_bounds__(32 * step_warps) step(Step<T> p) {
     load<T, n>(C + column, from_cells);
   };
   read(int64_t{lane} * n);
-  const float raw = value(p.dt[b * p.stride_dt + h]) + (p.bias != nullptr ? p.bias[h] : 0.0f);
-  const float delta = p.time_step(raw), decay = decay_of(delta, -expf(p.A_log[h]));
+  const float raw = value(p.dt[b * p.stride_dt + h]) + (p.bias != nullptr ? p.bias[h] : 0.0f), A_log = p.A_log[h];
   float input[step_rows], sums[step_rows] = {};
 #pragma unroll
-  for (int r = 0; r < step_rows; ++r) input[r] = r < rows ? delta * value(x[row + r]) : 0.0f;
+  for (int r = 0; r < step_rows; ++r) input[r] = r < rows ? value(x[row + r]) : 0.0f;
+  // Of the row whose y this lane writes.
+  const int64_t at = h * p.width + row + lane;
+  const bool writes = lane < rows;
+  const float skip = writes && p.D != nullptr ? p.D[p.per_channel ? at : h] * value(x[row + lane]) : 0.0f;
+  const float gate = writes && p.z != nullptr ? value(p.z[b * p.stride_z + at]) : 0.0f;
+  const float delta = p.time_step(raw), decay = decay_of(delta, -expf(A_log));
+#pragma unroll
+  for (int r = 0; r < step_rows; ++r) input[r] *= delta;
   for (int64_t column = int64_t{lane} * n; column < p.state; column += 32 * n) {
 #pragma unroll
     for (int r = 0; r < step_rows; ++r) {
       if (r >= rows) break;
-      Floats<n> moved;
 #pragma unroll
       for (int j = 0; j < n; ++j) {
-        moved.v[j] = fmaf(input[r], to_cells[j], decay * cells[r][j]);
-        sums[r] += moved.v[j] * from_cells[j];
+        cells[r][j] = fmaf(input[r], to_cells[j], decay * cells[r][j]);
+        sums[r] += cells[r][j] * from_cells[j];
       }
-      *reinterpret_cast<Floats<n>*>(S + r * p.state + column) = moved;
+      store(S + r * p.state + column, cells[r]);
     }
     read(column + 32 * n);
   }
   float y = scattered_sum(sums);
-  if (lane >= rows) return;
-  const int64_t at = h * p.width + row + lane;
-  if (p.D != nullptr) y += p.D[p.per_channel ? at : h] * value(x[row + lane]);
-  if (p.z != nullptr) y *= math::silu(value(p.z[b * p.stride_z + at]));
+  if (!writes) return;
+  if (p.D != nullptr) y += skip;
+  if (p.z != nullptr) y *= math::silu(gate);
   p.y[b * (p.heads * p.width) + at] = element<T>(y);
 }
 

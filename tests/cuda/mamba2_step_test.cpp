@@ -6,6 +6,7 @@
 #include "adder/core/device.h"
 #include "adder/kernels/gated_rms_norm.h"
 #include "adder/kernels/matmul.h"
+#include "adder/kernels/rms_norm.h"
 #include "adder/tests/places.h"
 
 using namespace adder;
@@ -34,6 +35,28 @@ TEST_CASE("mamba2 step: out starts at the most shared memory that it takes", "[g
   const Tensor got = mamba2_step_out(Cuda{compute_stream()}, out);
   // Sums in another order, and with them bf16 roundings of the norm and of out: 2^-9 each, at most.
   CHECK(relative_rms(to_device(got, Device::cpu), to_device(expected, Device::cpu)) < 4e-3);
+}
+
+// Blocks of 8, 16 and 24 parts, the last one not full.
+TEST_CASE("mamba2 step: in is the norm and the product, however many parts there are", "[gpu][small]") {
+  if (no_gpu()) return;
+  const auto [rows, parts] = GENERATE(table<int64_t, int64_t>({{1, 1033}, {4, 2051}, {1, 8201}, {3, 8201}}));
+  constexpr int64_t d_model = 64, channels = 16;
+  const Tensor weight = on_gpu({parts, d_model}, 1, 0.1), norm = on_gpu({d_model}, 2, 1, DType::f32);
+  const Tensor x = on_gpu({rows, d_model}, 3, 2), residual = on_gpu({rows, d_model}, 4, 2, DType::f32);
+  const CausalConv1dStep conv{.x = {}, .state = zeros({rows, 3, channels}, DType::bf16, Device::cuda),
+                              .weight = on_gpu({channels, 4}, 5, 1, DType::f32), .bias = {}};
+  const Mamba2StepIn in{.x = x, .residual = residual, .norm = norm, .eps = 1e-5, .weight = weight, .conv = conv,
+                        .first = 0};
+  INFO(rows << " rows, " << parts << " parts");
+  REQUIRE(fits(in));
+  NoGrad none;
+  const auto [normed, sum] = apply(RmsNorm{.x = x, .residual = residual, .weight = norm, .eps = 1e-5});
+  const Tensor expected = apply(Matmul{.x = normed, .weight = weight, .bias = {}});
+  const auto [p, s] = mamba2_step_in(Cuda{compute_stream()}, in);
+  CHECK(bitwise_equal(s, sum));
+  const auto plain = [&](const Tensor& t) { return to_device(contiguous(t.slice_last(channels, parts)), Device::cpu); };
+  CHECK(relative_rms(plain(p), plain(expected)) < 4e-3);  // two bf16 roundings, 2^-9 each, at most
 }
 
 TEST_CASE("mamba2 step: its convolution has the bits of the convolution's own step", "[gpu][small]") {
