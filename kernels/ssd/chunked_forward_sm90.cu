@@ -147,13 +147,18 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
                                  B_and_S + (n / panel * sizeof(shared.right[0]) + n % panel * 2), n > 0);
     wgmma::commit();
     wgmma::wait<0>(CB, y);
-    Left M[Q / 16];
-    through_scores<documents>(stage, chunk, x, state.p0 + lane() / 4, CB, M, y);
+    Left M[Q / 16], weighted[Q / 16];
     float* weight = shared.weight[threadIdx.x / 32];
-    weights<documents>(stage, weight);
-    Left weighted[Q / 16];
-    state.template update<documents>(x, weight, shared.right[0].B, sizeof(shared.right[0]), weighted);
-    wgmma::wait<0>(y, state.s);
+    const auto rest = [&](auto masks) {
+      through_scores<masks()>(stage, chunk, x, state.p0 + lane() / 4, CB, M, y);
+      weights<masks()>(stage, weight);
+      state.template update<masks()>(x, weight, shared.right[0].B, sizeof(shared.right[0]), weighted);
+      wgmma::wait<0>(y, state.s);
+    };
+    // Most chunks are in the middle of a document.
+    if (!documents || (stage.document[0] == stage.document[Q - 1] && stage.document[0] < chunk * Q))
+      rest(std::false_type{});
+    else if constexpr (documents) rest(std::true_type{});
     __syncthreads();  // nobody reads B, C or S any more
     if (chunk + 1 < part.to) load_B_and_C(a, part, chunk + 1, shared);
     a.out.finish(a.p, {part.b, chunk, part.h}, skip, x.data, shared.right[0].S, state.p0, y);
