@@ -23,12 +23,14 @@ struct Weight {
 /// How much of W is brought into the L2 cache before the kernel ahead is done: a third of Hopper's.
 inline constexpr int64_t fetched = 16 << 20;  // bytes
 
-/// Asks for the block's rows of W, if they are among the first of W.
+/// Asks for the block's rows of W, if they are among the first of W. The lanes of a warp ask one after the other, so
+/// that all warps share the rows.
 template <int tiles>
 __device__ void fetch(const Weight& w) {
-  const int64_t row = int64_t{blockIdx.x} * 8 * tiles + threadIdx.x;
+  const unsigned mine = threadIdx.x % 32 * (blockDim.x / 32) + threadIdx.x / 32;
+  const int64_t row = int64_t{blockIdx.x} * 8 * tiles + mine;
   const auto bytes = 2 * static_cast<unsigned>(w.k);
-  if (blockIdx.y == 0 && threadIdx.x < 8 * tiles && row < w.n && row * bytes < fetched)
+  if (blockIdx.y == 0 && mine < 8 * tiles && row < w.n && row * bytes < fetched)
     prefetch(w.data + row * w.stride, bytes);
 }
 

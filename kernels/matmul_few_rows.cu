@@ -9,7 +9,9 @@ namespace {
 
 using few_rows::piece;
 constexpr int warps = 8, threads = 32 * warps;
-constexpr int64_t small = 6 << 20;  // numbers of W. Of a larger one, all blocks' reading of x takes longer than W
+// So many rows always; more with no more than so much work, m n k. Beyond 16 rows blocks read as much of x as of W or
+// more, out of the L2 cache: cuBLASLt reads less, but where W is small it has not enough blocks for all processors.
+constexpr int64_t always = 16, most_rows = 64, most_work = 1 << 27;
 
 template <class Y>
 struct Few {
@@ -70,8 +72,8 @@ bool in_pieces(const Tensor& t, int64_t stride) {
 bool has_few_rows(const Product& p, const ProductSizes& s) {
   return p.a.rank() == 2 && !p.transpose_a && p.transpose_b && p.alpha == 1 && p.beta == 0 &&
          p.a.dtype() == DType::bf16 && p.b.dtype() == DType::bf16 &&
-         (s.m <= 16 || (s.m <= 64 && s.n * s.k <= small)) && s.k > 0 && s.k % piece == 0 && s.k <= 1 << 30 &&
-         in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
+         (s.m <= always || (s.m <= most_rows && s.m * s.n * s.k <= most_work)) && s.k > 0 && s.k % piece == 0 &&
+         s.k <= 1 << 30 && in_pieces(p.a, s.stride_a) && in_pieces(p.b, s.stride_b);
 }
 
 void multiply_few_rows(Cuda on, const Product& p, const ProductSizes& s) {
