@@ -98,7 +98,7 @@ __device__ inline float2 unpack(uint32_t both) {
 __device__ inline float2 load_pair(const bf16* p) { return unpack(*reinterpret_cast<const uint32_t*>(p)); }
 __device__ inline void store_pair(bf16* p, float low, float high) { *reinterpret_cast<uint32_t*>(p) = pack(low, high); }
 
-// Copies to shared memory that run beside the arithmetic, 16 or 8 bytes each.
+// Copies to shared memory that run beside the arithmetic, 16, 8 or 4 bytes each.
 
 /// Zeros if not `there`; `from` is then not read but must be an address.
 template <int bytes = 16>

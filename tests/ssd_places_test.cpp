@@ -275,9 +275,10 @@ TEST_CASE("ssd places: NaN stays in its batch row and in its document", "[gpu][s
   for (const size_t k : {0, 2, 3, 5, 6, 8}) {  // y and the gradients of x, dt, B, C, z
     INFO(name(place) << ", NaN in input " << where << ", output or gradient " << k);
     CHECK(bitwise_equal(part(got[k], 0, 1, 0, 70), part(expected[k], 0, 1, 0, 70)));
-    if (chunked) continue;
-    CHECK(relative_rms(part(got[k], 1, 2, 0, 41), part(expected[k], 1, 2, 0, 41)) < allowed(place));
-    CHECK(relative_rms(part(got[k], 1, 2, 65, 70), part(expected[k], 1, 2, 65, 70)) < allowed(place));
+    if (!chunked) CHECK(relative_rms(part(got[k], 1, 2, 0, 41), part(expected[k], 1, 2, 0, 41)) < allowed(place));
+    // In chunks the token 64 brings the NaN into the next one, and only from x is it kept from the document after it.
+    if (!chunked || where == 0)
+      CHECK(relative_rms(part(got[k], 1, 2, 65, 70), part(expected[k], 1, 2, 65, 70)) < allowed(place));
   }
   for (const size_t k : {1, 10}) CHECK(bitwise_equal(part(got[k], 0, 1), part(expected[k], 0, 1)));
   CHECK(relative_rms(got[1], expected[1]) < allowed(place));

@@ -84,7 +84,8 @@ struct Tokens {
 /// The values of an optional f32 tensor.
 inline float* floats(const Tensor& t) { return t ? t.data<float>() : nullptr; }
 
-/// The states of all chunks and heads: bf16 [batch, chunk, head, P_tile, N_tile], zeros behind P and N.
+/// The states of all chunks and heads: bf16 [batch, chunk, head, P_tile, N_tile], zeros behind P and N. On Hopper each
+/// lies as it does in shared memory, in panels of 64 columns (wgmma.cuh).
 Tensor state_tiles(const Problem& p);
 inline int N_tile(const Problem& p) { return p.N <= 64 ? 64 : 128; }
 

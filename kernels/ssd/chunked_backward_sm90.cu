@@ -96,7 +96,7 @@ template <int N_tile, bool documents>
 struct Scores : Warp<N_tile> {
   using Base = Warp<N_tile>;
   using Base::row, Base::r, Base::q;
-  static constexpr int registers = 136;
+  static constexpr int registers = 128;
   Products<N_tile, documents> CB;
   float dCB[8][4];
 
@@ -164,40 +164,54 @@ struct Entering : Warp<N_tile> {
   using Base::a, Base::shared, Base::row, Base::r;
   static constexpr int registers = 160;
   float dC[N_tile / 8][4];
-  bool enters[2], any_enters;
+  bool enters[2], any_enters, all_enter;  // whether the state that enters reaches this lane's tokens, one, each
 
   __device__ Entering(const Base& base) : Base(base), dC{} {
     const auto reached = [&](int i) { return !documents || shared.document[i] < this->at.chunk * Q; };
     enters[0] = reached(r[0]);
     enters[1] = reached(r[1]);
     any_enters = reached(0);
+    all_enter = reached(Q - 1);
   }
 
   __device__ void head(typename Base::Stage& s, const float*, const float* sum, const float*, Parts<1>& parts,
                        int64_t) {
     Left dy[4], weighted[4];
-    float CS[8][4];
-    begin();
-    multiply_rows<N_tile>(CS, shared.C, s.S);
-    commit();
-    const float GS = states_dot<N_tile>(s.S, s.G, row);
-    if (lane() == 0) parts.states[row / 16] = GS;
-    load_rows(dy, s.dy, row);
-    float from_start[2];
+    float CS[8][4], from_start[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
-    weigh<documents>(weighted, dy, from_start);
-    if (any_enters) {  // else S, perhaps NaN, is nothing to this chunk
+    const auto through_S = [&] {
       begin();
-      add_product(dC, weighted, s.S);
+      multiply_rows<N_tile>(CS, shared.C, s.S);
+      commit();
+      const float GS = states_dot<N_tile>(s.S, s.G, row);
+      if (lane() == 0) parts.states[row / 16] = GS;
+      load_rows(dy, s.dy, row);
+    };
+    const auto leave_products = [&] {
+      float dots[2];
+      row_products(dots, CS, dy);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) dots[i] = times<documents>(from_start[i], dots[i]);
+      this->leave_rows(parts.enter[0], dots);
+    };
+    if (documents && !all_enter) {
+      if (any_enters) {  // else S, perhaps NaN, is nothing to this chunk
+        load_rows(dy, s.dy, row);
+        add_selected(dC, from_start, dy, s.S);
+      }
+      through_S();
+      wgmma::wait<0>(CS);
+      return leave_products();
     }
+    through_S();
+    weigh(weighted, dy, from_start);
+    hold(weighted);
+    begin();
+    add_product(dC, weighted, s.S);
     commit();
     wgmma::wait<1>(CS);
-    float dots[2];
-    row_products(dots, CS, dy);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) dots[i] = times<documents>(from_start[i], dots[i]);
-    this->leave_rows(parts.enter[0], dots);
+    leave_products();
     wgmma::wait<0>(dC);
     keep(weighted);
   }
@@ -226,40 +240,55 @@ struct Inputs : Warp<N_tile> {
   static constexpr int registers = 216;
   Products<N_tile, documents> BC;
   float dB[N_tile / 8][4];
-  bool leaves[2];
+  bool leaves[2], all_leave;  // whether this lane's tokens, and all, reach the state that leaves
 
   __device__ Inputs(const Base& base) : Base(base), BC(base, base.shared.B, base.shared.C, false), dB{} {
 #pragma unroll
     for (int i = 0; i < 2; ++i) leaves[i] = !documents || shared.document[r[i]] == shared.document[Q - 1];
+    all_leave = !documents || shared.document[0] == shared.document[Q - 1];
   }
 
   __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float* D, Parts<1>& parts,
                        int64_t h) {
     Left x[4], weighted[4], M[4], dy[4];
     float u[8][4], to_end[2], leaving[2], step[2], dots[2];
-    begin();
-    multiply_rows<N_tile>(u, shared.B, s.G);
-    commit();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
       to_end[i] = leaves[i] ? power_of_2(sum[Q - 1] - sum[r[i]]) : masked;
       leaving[i] = leaves[i] ? to_end[i] * step[i] : masked;
     }
-    load_rows(x, s.x, row);
-    weigh<documents>(weighted, x, leaving);
-    begin();
-    add_product(dB, weighted, s.G);
-    commit();
-    scores(M, sum);
-    wgmma::wait<0>(u, dB);
-    keep(weighted);
+    const auto through_G = [&] {
+      begin();
+      multiply_rows<N_tile>(u, shared.B, s.G);
+      commit();
+    };
+    if (documents && !all_leave) {
+      load_rows(x, s.x, row);
+      add_selected(dB, leaving, x, s.G);
+      through_G();
+      scores(M, sum);
+      wgmma::wait<0>(u);
+    } else {
+      through_G();
+      load_rows(x, s.x, row);
+      weigh(weighted, x, leaving);
+      hold(weighted);
+      begin();
+      add_product(dB, weighted, s.G);
+      commit();
+      scores(M, sum);
+      wgmma::wait<0>(u, dB);
+      keep(weighted);
+    }
     load_rows(x, s.x, row);  // once more, rather than to keep it
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
       for (int i = 0; i < 4; ++i) u[t][i] = times<documents>(to_end[i / 2], u[t][i]);
     row_products(dots, u, x);
+    hold(u);
+    hold(M);
     begin();
     add_product(u, M, s.dy);
     commit();
@@ -357,7 +386,7 @@ struct Inputs : Warp<N_tile> {
 template <template <int, bool> class Part, int N_tile, bool documents>
 __device__ void walk(const Gradients& a, Shared<N_tile>& shared, const Place& at, int warp) {
   using Own = Part<N_tile, documents>;
-  take_registers<Own::registers, 168>();  // 65536 registers are 168 a thread, rounded to 8
+  take_registers<Own::registers, registers_at_start>();
   const bool helps = warp < helping_warps;
   Own part(Warp<N_tile>(a, shared, at, warp));
   for (int k = 0;; ++k) {
@@ -406,6 +435,8 @@ __global__ void __launch_bounds__(all_threads, 1) gradients_sm90(const __grid_co
   }
   published();
   __syncthreads();
+  static_assert(Scores<N_tile, documents>::registers + Entering<N_tile, documents>::registers +
+                    Inputs<N_tile, documents>::registers <= 3 * registers_at_start);
   if (warp < 4) walk<Scores, N_tile, documents>(a, shared, at, warp);
   else if (warp < 8) walk<Entering, N_tile, documents>(a, shared, at, warp);
   else walk<Inputs, N_tile, documents>(a, shared, at, warp);

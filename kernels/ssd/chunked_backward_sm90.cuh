@@ -3,7 +3,7 @@
 
 #include "adder/kernels/ssd/chunked_backward.cuh"
 #include "adder/kernels/ssd/fragments.cuh"
-#include "adder/kernels/wgmma.cuh"
+#include "adder/kernels/wgmma_products.cuh"
 
 namespace adder::ssd::chunked::hopper {
 
@@ -11,8 +11,8 @@ using namespace mma;
 using namespace wgmma;
 
 inline constexpr int stages = 3, all_threads = 384;
+inline constexpr int registers_at_start = 65536 / all_threads / 8 * 8;
 inline constexpr int copying_threads = 256, helping_warps = copying_threads / 32;  // the first two warpgroups
-inline constexpr int panel_size = Q * panel;  // elements of a panel: all have 64 rows
 
 template <int N_tile>
 struct alignas(1024) Shared {
@@ -77,6 +77,48 @@ __device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_t
   commit_copies();
 }
 
+// 16 rows of a tile of 64 columns as left operands. Their word i of k is what sums have in tile 2 k + i / 2 and row
+// i % 2: f(k, i, tile, row).
+template <class F>
+__device__ void each_word(F&& f) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) f(k, i, 2 * k + i / 2, i % 2);
+}
+// Addresses of a row's pieces differ by an exclusive or of constants.
+__device__ inline uint32_t rows_at(bf16* tile, int row) {
+  return shared_address(Tile<64>{tile}.at(row + lane() % 16, lane() / 16 * 8));
+}
+__device__ inline void load_at(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ inline void load_rows(Left (&to)[4], bf16* tile, int row) {
+  const uint32_t address = rows_at(tile, row);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) load_at(to[k].r, address ^ k * 32);
+}
+__device__ inline void store_rows(const Left (&a)[4], bf16* tile, int row) {
+  const uint32_t address = rows_at(tile, row);
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address ^ k * 32),
+                 "r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3])
+                 : "memory");
+}
+// The products of rows of sums with those of a, added up.
+__device__ inline void row_products(float (&dots)[2], const float (&s)[8][4], const Left (&a)[4]) {
+  dots[0] = dots[1] = 0;
+  each_word([&](int k, int i, int t, int row) {
+    const float2 x = unpack(a[k].r[i]);
+    dots[row] += s[t][2 * row] * x.x;
+    dots[row] += s[t][2 * row + 1] * x.y;
+  });
+  dots[0] = row_sum(dots[0]);
+  dots[1] = row_sum(dots[1]);
+}
+
 // s = a bᵀ: 64 rows each of N_tile elements, in panels.
 template <int N_tile>
 __device__ void multiply_rows(float (&s)[8][4], const bf16* a, const bf16* b) {
@@ -99,13 +141,30 @@ __device__ inline void keep(const Left (&a)[4]) {
     asm volatile("" ::"r"(a[k].r[0]), "r"(a[k].r[1]), "r"(a[k].r[2]), "r"(a[k].r[3]) : "memory");
 }
 
-template <bool documents>
-__device__ void weigh(Left (&to)[4], const Left (&from)[4], const float (&weight)[2]) {
+__device__ inline void weigh(Left (&to)[4], const Left (&from)[4], const float (&weight)[2]) {
   each_word([&](int k, int i, int, int row) {
     const float2 x = unpack(from[k].r[i]);
-    const uint32_t both = pack(weight[row] * x.x, weight[row] * x.y);
-    to[k].r[i] = documents && weight[row] < 0 ? 0 : both;
+    to[k].r[i] = pack(weight[row] * x.x, weight[row] * x.y);
   });
+}
+// s += weight (a b), rows of masked weights selected away, whatever b holds: for chunks in which documents meet.
+template <int tiles>
+__device__ void add_selected(float (&s)[tiles][4], const float (&weight)[2], const Left (&a)[4], const bf16* b) {
+#pragma unroll
+  for (int n = 0; n < tiles; n += 8) {
+    float product[8][4] = {};
+    hold(product);
+    begin();
+    add_product(product, a, b + n / 8 * panel_size);
+    commit();
+    wgmma::wait<0>(product);
+    keep(a);
+#pragma unroll
+    for (int t = 0; t < 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n + t][i] += times<true>(weight[i / 2], product[t][i]);
+  }
+  hold(s);
 }
 
 // <G, S> of a warp's rows [p, p + 16): the diagonal of products of 16 rows of S with the same rows of G.

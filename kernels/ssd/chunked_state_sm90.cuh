@@ -2,15 +2,14 @@
 #pragma once
 
 #include "adder/kernels/ssd/chunked.cuh"
-#include "adder/kernels/wgmma.cuh"
+#include "adder/kernels/wgmma_products.cuh"
 
 namespace adder::ssd::chunked::hopper {
 
 using namespace mma;
-using wgmma::panel;
+using wgmma::panel, wgmma::panel_size;
 
 inline constexpr int state_threads = 128;
-inline constexpr int panel_size = Q * panel;  // elements of a panel: all have 64 rows
 
 /// Numbers of a chunk's tokens, for one head.
 struct Stage {
@@ -97,9 +96,9 @@ struct State {
   }
 
   /// Issues S += (w x)ᵀ B.   (w x)ᵀ [p, j]: x [j, p] transposed by ldmatrix; a keeps it until the products are done.
-  ///                         B [j, n]: k = j runs across its rows, n along panels that lie `apart` bytes apart.
+  ///                         B [j, n]: k = j runs across its rows, n along panels.
   template <bool documents>
-  __device__ void update(Tile<P_tile> x, const float* weight, const bf16* B, int apart, Left (&a)[Q / 16]) {
+  __device__ void update(Tile<P_tile> x, const float* weight, const bf16* B, uint32_t panel_bytes, Left (&a)[Q / 16]) {
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) {
       a[k] = left_transposed(x, p0, k * 16);
@@ -108,7 +107,7 @@ struct State {
     wgmma::hold(s);
     wgmma::hold(a);
     wgmma::begin();
-    const auto right = wgmma::across_k(B, 0, apart);
+    const auto right = wgmma::across_k(B, 0, panel_bytes);
 #pragma unroll
     for (int k = 0; k < Q / 16; ++k) wgmma::multiply_add<true>(s, a[k], right + k * 16 * panel * sizeof(bf16));
     wgmma::commit();

@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(threads, 3)
   const Walk& w = blockIdx.y == 0 ? first : second;
   const int64_t segment = blockIdx.x % segments, row_head = blockIdx.x / segments;
   const int64_t b = row_head / p.heads, h = row_head % p.heads, cells = int64_t{p.P} * p.N;
-  const int64_t from = min(segment * chunks_each, p.chunks), to = min(from + chunks_each, p.chunks);
+  const int64_t from = min(segment * chunks_each, p.chunks),
+                to = w.skips(segment, segments) ? from : min(from + chunks_each, p.chunks);
   const auto chunk_at = [&](int64_t k) { return w.reverse ? to - 1 - k : from + k; };
 
   State<N_tile, documents> state;
@@ -222,6 +223,7 @@ std::array<Tensor, 2> enter_segments(Cuda on, const Problem& p, std::span<const 
     walks[i].states = nullptr;
     walks[i].end = floats(local[i]);
     walks[i].decay = floats(decay[i]);
+    walks[i].but_last = !sweeps[i].end;
   }
   start(on, p, walks, sweeps.size(), cut);
   for (size_t i = 0; i < sweeps.size(); ++i)

@@ -2,8 +2,8 @@
 //
 //   S = e^{cs_Q} S + (w x)ᵀ B       64 x N x 64: (w x)ᵀ [p, j] from registers, B [j, n] from shared memory
 //
-// The states go out as they lie in shared memory, in panels, each warp's rows by bulk copies that run beside the
-// products: who reads them copies them as they are. Floor: x and B read, 2 T H P N / Q bytes of states written.
+// The states go out as they lie in shared memory, in panels, and who reads them copies them as they are. Floor: x and B
+// read, 2 T H P N / Q bytes of states written; B comes from the L2 cache for all heads but one.
 #include "adder/kernels/ssd/chunked_state_sm90.cuh"
 #include "adder/kernels/ssd/chunked_sweep.cuh"
 
@@ -25,7 +25,7 @@ struct alignas(1024) Shared {
 struct Part {
   int b, h, group, from, to;  // chunks [from, to)
 
-  __device__ Part(const Problem& p, int segments, int64_t chunks_each) {
+  __device__ Part(const Problem& p, const Walk& w, int segments, int64_t chunks_each) {
     const unsigned row_head = blockIdx.x / static_cast<unsigned>(segments), heads = static_cast<unsigned>(p.heads);
     const int64_t segment = blockIdx.x % static_cast<unsigned>(segments);
     b = static_cast<int>(row_head / heads);
@@ -33,6 +33,7 @@ struct Part {
     group = h / static_cast<int>(p.heads_per_group());
     from = static_cast<int>(min(segment * chunks_each, p.chunks));
     to = static_cast<int>(min(from + chunks_each, p.chunks));
+    if (w.skips(segment, segments)) to = from;
   }
 };
 
@@ -44,29 +45,18 @@ __device__ void load(const Problem& p, const Walk& w, const Part& part, int chun
   commit_copies();
 }
 
-// The warp's rows of the rounded state, out of the panels to where they lie in memory.
+// The warp's rows of the rounded state, from the panels to where they lie in memory.
 template <int N_tile>
-__device__ void send_rows(const bf16* panels, bf16* to, int p0) {
-  wgmma::published();
+__device__ void store_rows(const bf16* panels, bf16* to, int p0) {
   __syncwarp();
-  if (lane() == 0) {
 #pragma unroll
-    for (int n = 0; n < N_tile / panel; ++n) {
-      const int at = n * panel_size + p0 * panel;
-      asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to + at),
-                   "r"(shared_address(panels + at)), "n"(16 * panel * sizeof(bf16))
-                   : "memory");
+  for (int n = 0; n < N_tile; n += panel)
+#pragma unroll
+    for (int i = 0; i < 16 * panel; i += 32 * 8) {
+      const int at = n / panel * panel_size + p0 * panel + i + lane() * 8;
+      *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(panels + at);
     }
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-  }
-}
-// Until what was sent has been read, or has arrived.
-__device__ void wait_until_read() {
-  if (lane() == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
   __syncwarp();
-}
-__device__ void wait_until_sent() {
-  if (lane() == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 template <int N_tile, bool documents>
@@ -76,7 +66,7 @@ __global__ void __launch_bounds__(state_threads, 3)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Walk& w = blockIdx.y == 0 ? first : second;
-  const Part part(p, segments, chunks_each);
+  const Part part(p, w, segments, chunks_each);
   const int64_t cells = int64_t{p.P} * p.N;
   const int count = part.to - part.from;
   const auto chunk_at = [&](int k) { return w.reverse ? part.to - 1 - k : part.from + k; };
@@ -89,10 +79,9 @@ __global__ void __launch_bounds__(state_threads, 3)
     const int chunk = chunk_at(k), side = k % 2;
     const Stage& stage = shared.stage[side];
     if (w.states != nullptr) {
-      wait_until_read();
       state.round_into(shared.state, panel_size);
-      send_rows<N_tile>(shared.state, w.states + ((part.b * p.chunks + chunk) * p.heads + part.h) * (P_tile * N_tile),
-                        state.p0);
+      store_rows<N_tile>(shared.state, w.states + ((part.b * p.chunks + chunk) * p.heads + part.h) * (P_tile * N_tile),
+                         state.p0);
     }
     wait_for_copies();
     wgmma::published();
@@ -114,7 +103,6 @@ __global__ void __launch_bounds__(state_threads, 3)
   }
   if (w.end != nullptr) state.write(p, w.end + blockIdx.x * cells);
   if (w.decay != nullptr && threadIdx.x == 0) w.decay[blockIdx.x] = left;
-  wait_until_sent();
 }
 
 }  // namespace

@@ -26,9 +26,10 @@
 //
 // The GPU has two ways. bf16 with P <= 64 and N <= 128, both multiples of 8, and rows of x, B and C that lie at 16
 // bytes, goes through tensor cores in chunks of 64 tokens, documents or not (chunked.h). There alone a NaN may also
-// reach other tokens of its chunk of 64, those of another document included. All else, f32 above all, goes token by
-// token, as the recurrence says it, up to 512 states (recurrent.h): a NaN reaches no token before it in forward, and
-// no other document. That is much slower: it is the way of tests and of exact runs, not of training.
+// reach other tokens of its chunk of 64, those of another document included, and from B, C or Δ what follows of the
+// document beside it. All else, f32 above all, goes token by token, as the recurrence says it, up to 512 states
+// (recurrent.h): a NaN reaches no token before it in forward, and no other document. That is much slower: it is the way
+// of tests and of exact runs, not of training.
 #pragma once
 
 #include "adder/core/grads.h"
