@@ -67,14 +67,6 @@ __device__ inline void published() { asm volatile("fence.proxy.async.shared::cta
 __device__ inline void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-/// Changes the number of registers that each thread of the warpgroup may have, a multiple of 8. Who asks for more waits
-/// until others have given them up: warpgroups that together ask for more than they began with wait forever.
-template <int registers, int before>
-__device__ void take_registers() {
-  if constexpr (registers < before) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
-  else asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
-}
-
 /// Keeps the compiler from moving what touches these sums to the other side of this point.
 template <int tiles>
 __device__ void hold(float (&s)[tiles][4]) {

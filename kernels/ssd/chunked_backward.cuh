@@ -32,7 +32,7 @@ struct Parts {
   float enter[shares][Q], leave[shares][Q];  // e^{cs_i} dy_i·(S C_i); τ
   float input[shares][Q], skip[shares][Q];   // u·x; dy·x
   float channel[4][P_tile];                  // dy ⊙ x, by 16 tokens, if D is per channel
-  float states[4 * shares];                  // <G, S>, by warp
+  float states[gradient_threads / 32];       // <G, S>
 };
 template <int count>
 __device__ float sum_of(const float (&parts)[count][Q], int t) {

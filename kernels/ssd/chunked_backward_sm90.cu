@@ -1,21 +1,22 @@
-// All gradients of a chunk and group on Hopper: one block, three warpgroups, none of which waits for another inside a
-// head. Two see the chunk with tokens i as rows: one gathers d(C Bᵀ), the other dC; the third sees tokens j as rows and
-// gathers dB.
+// All gradients of a chunk and group on Hopper: one block, two warpgroups. One sees the chunk with tokens i as rows and
+// gathers dC and d(C Bᵀ), the other with tokens j as rows and gathers dB: inside a head neither waits for the other.
 //
 // With S the state that enters and G the gradient of the state that leaves (formulas and letters of backward.cpp), for
 // each head of the group, all products by wgmma, in square brackets their rows and columns and what the sum runs over:
 //
-//   scores     dYX = dy xᵀ [i, j; p], whose diagonal is dy·x;  T = e^{cs_i - cs_j} Δ_j dYX, added to d(C Bᵀ);  rows and
-//              columns of W = T ⊙ C Bᵀ are summed
-//   entering   C Sᵀ [i, p; n], whose product with e^{cs_i} dy goes to dcs;  dC += (e^{cs_i} dy) S [i, n; p];  <G, S>
-//   inputs     1. u = B Gᵀ [j, p; n];  dB += (Δ_j e^{cs_Q - cs_j} x) G [j, n; p];  M = e^{cs_i - cs_j} B Cᵀ meanwhile
+//   rows i     1. dYX = dy xᵀ [i, j; p], whose diagonal is dy·x
+//              2. T = e^{cs_i - cs_j} Δ_j dYX, added to d(C Bᵀ);  rows and columns of W = T ⊙ C Bᵀ are summed
+//              3. C Sᵀ [i, p; n], whose product with e^{cs_i} dy goes to dcs;  dC += (e^{cs_i} dy) S [i, n; p];  <G, S>
+//                 by both views, meanwhile
+//   columns j  1. u = B Gᵀ [j, p; n];  dB += (Δ_j e^{cs_Q - cs_j} x) G [j, n; p];  M = e^{cs_i - cs_j} B Cᵀ meanwhile
 //              2. u *= e^{cs_Q - cs_j};  τ = Δ x·u;  u += M dy [j, p; i]
 //              3. u·x;  dx = Δ u + D dy
-//   the first two, after eight heads, a warp each: dcs, its sums from behind, ddt
+//   both       after eight heads, a warp each: dcs, its sums from behind, ddt
 //
 // and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. No sum over N is left to single threads, and a left
 // operand lies in registers as sums do, so that M and weighted dy and x never pass through shared memory. The next two
-// heads are on their way while one is worked on. Floor: x, dy, S, G read and dx written.
+// heads are on their way while one is worked on. Where documents meet, weights of dC and dB come after the products, so
+// that what is not a number in a state of one document stays out of another's. Floor: x, dy, S, G read and dx written.
 #include "adder/kernels/ssd/chunked_backward_sm90.cuh"
 
 namespace adder::ssd::chunked {
@@ -23,23 +24,45 @@ namespace {
 
 using namespace hopper;
 
-// A warp has 16 of its warpgroup's 64 tokens, over all heads.
-template <int N_tile>
-struct Warp {
+// What both views are made of. A warp holds 16 tokens of its warpgroup's 64 over all heads.
+template <int N_tile, bool documents>
+struct View {
+  static constexpr int tiles = N_tile / 8;
   using Stage = typename Shared<N_tile>::Stage;
   const Gradients& a;
   Shared<N_tile>& shared;
-  const Place& at;
-  int row;      // its first token
-  int r[2], q;  // this lane's tokens, and its first column in a tile
+  int warp, row;             // of the block; its first token
+  int r[2], q;               // this lane's tokens, and its first column in a tile
+  float products[8][4];      // C Bᵀ, or B Cᵀ
+  float gradient[tiles][4];  // dC, or dB
+  uint32_t pairs;            // bit 4 t + i: whether products[t][i] is of one document, i no earlier than j
 
-  __device__ Warp(const Gradients& a_, Shared<N_tile>& shared_, const Place& at_, int warp)
+  __device__ View(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const bf16* own, const bf16* other,
+                  bool rows)
       : a(a_),
         shared(shared_),
-        at(at_),
-        row(warp % 4 * 16),
+        warp(warp_),
+        row(warp_ % 4 * 16),
         r{row + lane() / 4, row + lane() / 4 + 8},
-        q(lane() % 4 * 2) {}
+        q(lane() % 4 * 2),
+        gradient{},
+        pairs(0) {
+    begin();
+    multiply_rows<N_tile>(products, own, other);
+    commit();
+    wgmma::wait<0>(products);
+#pragma unroll
+    for (int t = 0; t < 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = t * 8 + q + i % 2, own_row = r[i / 2];
+        const bool counts = (rows ? column <= own_row : column >= own_row) &&
+                            (!documents || shared.document[column] == shared.document[own_row]);
+        pairs |= uint32_t{counts} << (4 * t + i);
+      }
+    asm volatile("" : "+r"(pairs));  // or the compiler makes comparisons of them again
+  }
+  __device__ bool counts(int t, int i) const { return pairs >> (4 * t + i) & 1; }
 
   __device__ void leave_rows(float (&to)[Q], const float (&sums)[2]) const {
     if (lane() % 4 != 0) return;
@@ -47,12 +70,12 @@ struct Warp {
     to[r[1]] = sums[1];
   }
 
-  // A gradient, rounded in its place, or as f32 in the part of this block.
-  __device__ void store(const float (&gradient)[N_tile / 8][4], bf16* to, int64_t stride, float* parts) const {
+  // The gradient, rounded in its place, or as f32 in the part of this block.
+  __device__ void store(const Place& at, bf16* to, int64_t stride, float* parts) const {
     const Problem& p = a.p;
     const int N = p.N;
 #pragma unroll
-    for (int t = 0; t < N_tile / 8; ++t)
+    for (int t = 0; t < tiles; ++t)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int n = t * 8 | q;
@@ -67,126 +90,55 @@ struct Warp {
   }
 };
 
-// C Bᵀ, or B Cᵀ, for the heads to come, and which pairs of tokens it is for.
+// Tokens i as rows.
 template <int N_tile, bool documents>
-struct Products {
-  float s[8][4];
-  uint32_t pairs = 0;  // bit 4 t + i: whether s[t][i] is of one document, i no earlier than j
-
-  __device__ Products(const Warp<N_tile>& w, const bf16* own, const bf16* other, bool rows) {
-    begin();
-    multiply_rows<N_tile>(s, own, other);
-    commit();
-    wgmma::wait<0>(s);
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = t * 8 + w.q + i % 2, own_row = w.r[i / 2];
-        const bool counts = (rows ? column <= own_row : column >= own_row) &&
-                            (!documents || w.shared.document[column] == w.shared.document[own_row]);
-        pairs |= uint32_t{counts} << (4 * t + i);
-      }
-    asm volatile("" : "+r"(pairs));  // or the compiler makes comparisons of them again
-  }
-  __device__ bool counts(int t, int i) const { return pairs >> (4 * t + i) & 1; }
-};
-
-template <int N_tile, bool documents>
-struct Scores : Warp<N_tile> {
-  using Base = Warp<N_tile>;
-  using Base::row, Base::r, Base::q;
-  static constexpr int registers = 128;
-  Products<N_tile, documents> CB;
+struct Rows : View<N_tile, documents> {
+  using Base = View<N_tile, documents>;
+  using Base::a, Base::shared, Base::row, Base::r, Base::q, Base::products, Base::gradient;
   float dCB[8][4];
-
-  __device__ Scores(const Base& base) : Base(base), CB(base, base.shared.C, base.shared.B, true), dCB{} {
-#pragma unroll
-    for (int t = 0; t < 8; ++t)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)  // what W is made with: its diagonal would cancel
-        if (!CB.counts(t, i) || t * 8 + q + i % 2 == r[i / 2]) CB.s[t][i] = 0;
-  }
-
-  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float*, Parts<1>& parts,
-                       int64_t) {
-    float dYX[8][4];
-    begin();
-#pragma unroll
-    for (int k = 0; k < P_tile; k += 16)
-      multiply_add<false, false>(dYX, along_k(s.dy, 0, k), along_k(s.x, 0, k), k > 0);
-    commit();
-    wgmma::wait<0>(dYX);
-    float rows[2] = {0, 0}, columns[2][8] = {};
-    const float cs[2] = {sum[r[0]], sum[r[1]]};
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (t * 8 >= row + 16) continue;  // above the diagonal is nothing
-      if (t / 2 * 16 == row && lane() / 8 == lane() % 4)  // this lane has one of the diagonal
-        parts.skip[0][r[t % 2]] = lane() / 4 % 2 == 0 ? dYX[t][t % 2 * 2] : dYX[t][t % 2 * 2 + 1];
-      const float2 d = *reinterpret_cast<const float2*>(delta + (t * 8 | q)),
-                   cs_j = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool odd = i % 2 == 1;
-        const float e = power_of_2(cs[i / 2] - (odd ? cs_j.y : cs_j.x));
-        const float T = CB.counts(t, i) ? e * (odd ? d.y : d.x) * dYX[t][i] : 0.0f;
-        dCB[t][i] += T;
-        rows[i / 2] += T * CB.s[t][i];
-        columns[t / 4][t % 4 * 2 + i % 2] += T * CB.s[t][i];
-      }
-    }
-    for (float& x : rows) x = row_sum(x);
-    this->leave_rows(parts.row[0], rows);
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
-  }
-
-  // d(C Bᵀ) to the others, as a sum of two bf16: rounded, and what that left.
-  __device__ void finish() {
-    Left high[4], low[4];
-    each_word([&](int k, int i, int t, int half) {
-      const float x = dCB[t][2 * half], y = dCB[t][2 * half + 1];
-      const uint32_t both = pack(x, y);
-      high[k].r[i] = both;
-      low[k].r[i] = pack(x - unpack(both).x, y - unpack(both).y);
-    });
-    store_rows(high, this->shared.stage[0].x, row);
-    store_rows(low, this->shared.stage[0].dy, row);
-    meet();
-  }
-};
-
-template <int N_tile, bool documents>
-struct Entering : Warp<N_tile> {
-  using Base = Warp<N_tile>;
-  using Base::a, Base::shared, Base::row, Base::r;
-  static constexpr int registers = 160;
-  float dC[N_tile / 8][4];
   bool enters[2], any_enters, all_enter;  // whether the state that enters reaches this lane's tokens, one, each
 
-  __device__ Entering(const Base& base) : Base(base), dC{} {
-    const auto reached = [&](int i) { return !documents || shared.document[i] < this->at.chunk * Q; };
+  __device__ Rows(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const Place& at)
+      : Base(a_, shared_, warp_, shared_.C, shared_.B, true), dCB{} {
+    const auto reached = [&](int i) { return !documents || shared.document[i] < at.chunk * Q; };
     enters[0] = reached(r[0]);
     enters[1] = reached(r[1]);
     any_enters = reached(0);
     all_enter = reached(Q - 1);
+#pragma unroll
+    for (int t = 0; t < 8; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)  // what W is made with: its diagonal would cancel
+        if (!this->counts(t, i) || t * 8 + q + i % 2 == r[i / 2]) products[t][i] = 0;
   }
 
-  __device__ void head(typename Base::Stage& s, const float*, const float* sum, const float*, Parts<1>& parts,
-                       int64_t) {
+  __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float*, Parts<1>& parts,
+                       const Place&, int64_t) {
     Left dy[4], weighted[4];
-    float CS[8][4], from_start[2];
+    float dYX[8][4], CS[8][4], from_start[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
-    const auto through_S = [&] {
-      begin();
-      multiply_rows<N_tile>(CS, shared.C, s.S);
-      commit();
-      const float GS = states_dot<N_tile>(s.S, s.G, row);
-      if (lane() == 0) parts.states[row / 16] = GS;
-      load_rows(dy, s.dy, row);
+    load_rows(dy, s.dy, row);
+    if (documents && any_enters && !all_enter) add_selected(gradient, from_start, dy, s.S);
+    begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) multiply_add<false>(dYX, dy[k], along_k(s.x, 0, k * 16), k > 0);
+    commit();
+    wgmma::wait<0>(dYX);
+    keep(dy);
+    float rows[2] = {0, 0}, columns[2][8] = {};
+    scores(dYX, delta, sum, rows, columns, parts);
+    begin();
+    multiply_rows<N_tile>(CS, shared.C, s.S);
+    commit();
+    load_rows(dy, s.dy, row);  // once more, rather than to keep it
+    const auto meanwhile = [&] {
+      for (float& x : rows) x = row_sum(x);
+      this->leave_rows(parts.row[0], rows);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
+      states_dot<N_tile>(s.S, s.G, this->warp, parts);
     };
     const auto leave_products = [&] {
       float dots[2];
@@ -195,63 +147,84 @@ struct Entering : Warp<N_tile> {
       for (int i = 0; i < 2; ++i) dots[i] = times<documents>(from_start[i], dots[i]);
       this->leave_rows(parts.enter[0], dots);
     };
-    if (documents && !all_enter) {
-      if (any_enters) {  // else S, perhaps NaN, is nothing to this chunk
-        load_rows(dy, s.dy, row);
-        add_selected(dC, from_start, dy, s.S);
-      }
-      through_S();
+    if (documents && !all_enter) {  // dC has what enters already; or that, perhaps NaN, is nothing to this chunk
+      meanwhile();
       wgmma::wait<0>(CS);
       return leave_products();
     }
-    through_S();
     weigh(weighted, dy, from_start);
     hold(weighted);
     begin();
-    add_product(dC, weighted, s.S);
+    add_product(gradient, weighted, s.S);
     commit();
+    meanwhile();
     wgmma::wait<1>(CS);
     leave_products();
-    wgmma::wait<0>(dC);
+    wgmma::wait<0>(gradient);
     keep(weighted);
   }
 
-  // dC += d(C Bᵀ) B
-  __device__ void finish() {
+  // T and W; dy·x. Tiles above the diagonal are nothing.
+  __device__ void scores(const float (&dYX)[8][4], const float* delta, const float* sum, float (&rows)[2],
+                         float (&columns)[2][8], Parts<1>& parts) {
+    const float cs[2] = {sum[r[0]], sum[r[1]]};
+#pragma unroll
+    for (int t = 0; t < 8; ++t) {
+      if (t * 8 >= row + 16) continue;
+      if (t / 2 * 16 == row && lane() / 8 == lane() % 4)  // this lane has one of the diagonal
+        parts.skip[0][r[t % 2]] = lane() / 4 % 2 == 0 ? dYX[t][t % 2 * 2] : dYX[t][t % 2 * 2 + 1];
+      const float2 d = *reinterpret_cast<const float2*>(delta + (t * 8 | q)),
+                   cs_j = *reinterpret_cast<const float2*>(sum + (t * 8 | q));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool odd = i % 2 == 1;
+        const float e = power_of_2(cs[i / 2] - (odd ? cs_j.y : cs_j.x)), cb = products[t][i];
+        const float T = this->counts(t, i) ? e * (odd ? d.y : d.x) * dYX[t][i] : 0.0f;
+        dCB[t][i] += T;
+        rows[i / 2] += T * cb;
+        columns[t / 4][t % 4 * 2 + i % 2] += T * cb;
+      }
+    }
+  }
+
+  // dC += d(C Bᵀ) B, with d(C Bᵀ) as a sum of two bf16: rounded, and what that left. Both go to the other view too.
+  __device__ void finish(const Place& at) {
     Left high[4], low[4];
+    each_word([&](int k, int i, int t, int half) {
+      const float x = dCB[t][2 * half], y = dCB[t][2 * half + 1];
+      const uint32_t both = pack(x, y);
+      high[k].r[i] = both;
+      low[k].r[i] = pack(x - unpack(both).x, y - unpack(both).y);
+    });
+    store_rows(high, shared.stage[0].x, row);
+    store_rows(low, shared.stage[0].dy, row);
     meet();
-    load_rows(high, shared.stage[0].x, row);
-    load_rows(low, shared.stage[0].dy, row);
     begin();
-    add_product(dC, high, shared.B);
-    add_product(dC, low, shared.B);
+    add_product(gradient, high, shared.B);
+    add_product(gradient, low, shared.B);
     commit();
-    wgmma::wait<0>(dC);
+    wgmma::wait<0>(gradient);
     keep(high);
     keep(low);
-    this->store(dC, a.dC, a.stride_dC, a.dC_parts);
+    this->store(at, a.dC, a.stride_dC, a.dC_parts);
   }
 };
 
+// Tokens j as rows.
 template <int N_tile, bool documents>
-struct Inputs : Warp<N_tile> {
-  using Base = Warp<N_tile>;
-  using Base::a, Base::shared, Base::row, Base::r, Base::q;
-  static constexpr int registers = 216;
-  Products<N_tile, documents> BC;
-  float dB[N_tile / 8][4];
-  bool leaves[2], all_leave;  // whether this lane's tokens, and all, reach the state that leaves
-
-  __device__ Inputs(const Base& base) : Base(base), BC(base, base.shared.B, base.shared.C, false), dB{} {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) leaves[i] = !documents || shared.document[r[i]] == shared.document[Q - 1];
-    all_leave = !documents || shared.document[0] == shared.document[Q - 1];
-  }
+struct Columns : View<N_tile, documents> {
+  using Base = View<N_tile, documents>;
+  using Base::a, Base::shared, Base::row, Base::r, Base::q, Base::products, Base::gradient;
+  __device__ Columns(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const Place&)
+      : Base(a_, shared_, warp_, shared_.B, shared_.C, false) {}
 
   __device__ void head(typename Base::Stage& s, const float* delta, const float* sum, const float* D, Parts<1>& parts,
-                       int64_t h) {
+                       const Place& at, int64_t h) {
     Left x[4], weighted[4], M[4], dy[4];
     float u[8][4], to_end[2], leaving[2], step[2], dots[2];
+    const int *document = shared.document, last = document[Q - 1];
+    const bool leaves[2] = {!documents || document[r[0]] == last, !documents || document[r[1]] == last};
+    const bool all_leave = !documents || document[0] == last;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
@@ -265,7 +238,7 @@ struct Inputs : Warp<N_tile> {
     };
     if (documents && !all_leave) {
       load_rows(x, s.x, row);
-      add_selected(dB, leaving, x, s.G);
+      add_selected(gradient, leaving, x, s.G);
       through_G();
       scores(M, sum);
       wgmma::wait<0>(u);
@@ -275,10 +248,10 @@ struct Inputs : Warp<N_tile> {
       weigh(weighted, x, leaving);
       hold(weighted);
       begin();
-      add_product(dB, weighted, s.G);
+      add_product(gradient, weighted, s.G);
       commit();
       scores(M, sum);
-      wgmma::wait<0>(u, dB);
+      wgmma::wait<0>(u, gradient);
       keep(weighted);
     }
     load_rows(x, s.x, row);  // once more, rather than to keep it
@@ -295,13 +268,14 @@ struct Inputs : Warp<N_tile> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) dots[i] = leaves[i] ? step[i] * dots[i] : 0.0f;
     this->leave_rows(parts.leave[0], dots);
+    if (a.D_per_channel) channels(x, s, parts);
+    states_dot<N_tile>(s.S, s.G, this->warp, parts);
     load_rows(dy, s.dy, row);
-    if (a.D_per_channel) channels(x, dy, parts);
     wgmma::wait<0>(u);
     keep(M);
     row_products(dots, u, x);
     this->leave_rows(parts.input[0], dots);
-    store_dx(u, dy, step, D, h);
+    store_dx(u, dy, step, D, at, h);
   }
 
   // Mᵀ = e^{cs_i - cs_j} (C_i·B_j), i >= j, as left operands.
@@ -317,7 +291,7 @@ struct Inputs : Warp<N_tile> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float e = power_of_2((i % 2 == 0 ? cs.x : cs.y) - cs_j[i / 2]);
-        m[i] = BC.counts(t, i) ? e * BC.s[t][i] : 0.0f;
+        m[i] = this->counts(t, i) ? e * products[t][i] : 0.0f;
       }
       to[t % 2 * 2] = pack(m[0], m[1]);
       to[t % 2 * 2 + 1] = pack(m[2], m[3]);
@@ -325,7 +299,9 @@ struct Inputs : Warp<N_tile> {
   }
 
   // dy ⊙ x, summed over the warp's tokens.
-  __device__ void channels(const Left (&x)[4], const Left (&dy)[4], Parts<1>& parts) const {
+  __device__ void channels(const Left (&x)[4], typename Base::Stage& s, Parts<1>& parts) const {
+    Left dy[4];
+    load_rows(dy, s.dy, row);
     float sums[2][8] = {};
     each_word([&](int k, int i, int t, int) {
       const float2 v = unpack(x[k].r[i]), w = unpack(dy[k].r[i]);
@@ -339,7 +315,7 @@ struct Inputs : Warp<N_tile> {
 
   // dx = Δ u + D dy, through a tile, to memory by whole pieces. A warp touches its own rows of the tile alone.
   __device__ void store_dx(const float (&u)[8][4], const Left (&dy)[4], const float (&step)[2], const float* D,
-                           int64_t h) const {
+                           const Place& at, int64_t h) const {
     Left out[4];
     each_word([&](int k, int i, int t, int half) {
       const float2 w = unpack(dy[k].r[i]), d = *reinterpret_cast<const float2*>(D + (t * 8 | q));
@@ -351,19 +327,18 @@ struct Inputs : Warp<N_tile> {
     static_assert(rows == 4);
     const int P = a.p.P, first = row + lane() / pieces, column = lane() % pieces * 8;
     const bf16* from = shared.dx + first * P_tile;
-    bf16* to = a.dx + (this->at.token + first) * a.stride_dx + h * P + column;
+    bf16* to = a.dx + (at.token + first) * a.stride_dx + h * P + column;
 #pragma unroll
     for (int t = 0; t < 16; t += rows) {  // the row's number modulo 8 is that of the first one, or 4 more
-      if (first + t < this->at.rows && column < P)
+      if (first + t < at.rows && column < P)
         *reinterpret_cast<uint4*>(to) =
             *reinterpret_cast<const uint4*>(from + t * P_tile + (column ^ lane() / pieces * 8 ^ t % 8 * 8));
       to += rows * a.stride_dx;
     }
-    __syncwarp();
   }
 
   // dB += d(C Bᵀ)ᵀ C
-  __device__ void finish() {
+  __device__ void finish(const Place& at) {
     Left high[4], low[4];
     meet();
 #pragma unroll
@@ -372,74 +347,66 @@ struct Inputs : Warp<N_tile> {
       low[k] = left_transposed(Tile<Q>{shared.stage[0].dy}, row, k * 16);
     }
     begin();
-    add_product(dB, high, shared.C);
-    add_product(dB, low, shared.C);
+    add_product(gradient, high, shared.C);
+    add_product(gradient, low, shared.C);
     commit();
-    wgmma::wait<0>(dB);
+    wgmma::wait<0>(gradient);
     keep(high);
     keep(low);
-    this->store(dB, a.dB, a.stride_dB, a.dB_parts);
+    this->store(at, a.dB, a.stride_dB, a.dB_parts);
   }
 };
 
-// All heads, by one warpgroup; the others are at the same head.
-template <template <int, bool> class Part, int N_tile, bool documents>
-__device__ void walk(const Gradients& a, Shared<N_tile>& shared, const Place& at, int warp) {
-  using Own = Part<N_tile, documents>;
-  take_registers<Own::registers, registers_at_start>();
-  const bool helps = warp < helping_warps;
-  Own part(Warp<N_tile>(a, shared, at, warp));
+// All heads, by one warpgroup; the other one is at the same head.
+template <template <int, bool> class ViewOf, int N_tile, bool documents>
+__device__ void walk(const Gradients& a, Shared<N_tile>& shared, int warp, const Place& at) {
+  ViewOf<N_tile, documents> view(a, shared, warp, at);
   for (int k = 0;; ++k) {
-    if (helps) wait_for_older_copies<stages - 2>();
+    wait_for_older_copies<stages - 2>();
     published();
     meet();  // this head is there, the last one is done: its stage may be written over, its sums read
-    if (helps) load_head(a, at, k + stages - 1, shared);
-    if (helps && k > 0 && (k % helping_warps == 0 || k == at.heads)) {
-      const int done = (k - 1) / helping_warps * helping_warps + warp;
+    load_head(a, at, k + stages - 1, shared);
+    if (k > 0 && (k % warps == 0 || k == at.heads)) {
+      const int done = (k - 1) / warps * warps + warp;
       if (done < k)
         time_steps(a, at.b, at.chunk, at.h0 + done, shared.parts[done % 9], shared.delta[done % 16],
                    shared.sum[done % 16], shared.document);
     }
     if (k >= at.heads) break;
-    part.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.D[k % stages],
-              shared.parts[k % 9], at.h0 + k);
+    view.head(shared.stage[k % stages], shared.delta[k % 16], shared.sum[k % 16], shared.D[k % stages],
+              shared.parts[k % 9], at, at.h0 + k);
   }
-  part.finish();
+  view.finish(at);
 }
 
 template <int N_tile, bool documents>
-__global__ void __launch_bounds__(all_threads, 1) gradients_sm90(const __grid_constant__ Gradients a) {
+__global__ void __launch_bounds__(gradient_threads, 1) gradients_sm90(const __grid_constant__ Gradients a) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<N_tile>*>(memory);
   const Problem& p = a.p;
   Place at;
-  at.chunk = blockIdx.x % p.chunks;
-  at.b = blockIdx.x / p.chunks;
-  at.group = blockIdx.y / a.splits;
-  at.split = blockIdx.y % a.splits;
-  const int64_t each = (p.heads_per_group() + a.splits - 1) / a.splits, part = at.split * each;
-  at.h0 = at.group * p.heads_per_group() + part;
-  at.heads = static_cast<int>(min(each, p.heads_per_group() - part));
-  at.token = at.b * p.time + at.chunk * Q;
+  const auto chunks = static_cast<unsigned>(p.chunks), splits = static_cast<unsigned>(a.splits);
+  const int per_group = static_cast<int>(p.heads_per_group()), each = (per_group + a.splits - 1) / a.splits;
+  at.chunk = static_cast<int>(blockIdx.x % chunks);
+  at.b = static_cast<int>(blockIdx.x / chunks);
+  at.group = static_cast<int>(blockIdx.y / splits);
+  at.split = static_cast<int>(blockIdx.y % splits);
+  at.h0 = at.group * per_group + at.split * each;
+  at.heads = min(each, per_group - at.split * each);
+  at.token = at.b * p.time + int64_t{at.chunk} * Q;
   at.rows = p.tokens_of(at.chunk);
 
-  const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x / 32), 0);  // the compiler sees: of all lanes
-  if (warp < helping_warps) {
-    copy_panels_async<copying_threads, N_tile>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
-    copy_panels_async<copying_threads, N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
-    commit_copies();
-    for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
-    wait_for_older_copies<stages - 1>();
-  } else if (const int i = static_cast<int>(threadIdx.x) - copying_threads; i < Q) {
-    shared.document[i] = p.document(at.b, at.chunk, i);
-  }
+  copy_panels_async<gradient_threads, N_tile>(shared.B, a.B.at(at.token, at.group), a.B.stride, at.rows, p.N);
+  copy_panels_async<gradient_threads, N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
+  commit_copies();
+  for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
+  if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(at.b, at.chunk, static_cast<int>(threadIdx.x));
+  wait_for_older_copies<stages - 1>();
   published();
   __syncthreads();
-  static_assert(Scores<N_tile, documents>::registers + Entering<N_tile, documents>::registers +
-                    Inputs<N_tile, documents>::registers <= 3 * registers_at_start);
-  if (warp < 4) walk<Scores, N_tile, documents>(a, shared, at, warp);
-  else if (warp < 8) walk<Entering, N_tile, documents>(a, shared, at, warp);
-  else walk<Inputs, N_tile, documents>(a, shared, at, warp);
+  const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x / 32), 0);  // the compiler sees: of all lanes
+  if (warp < warps / 2) walk<Rows, N_tile, documents>(a, shared, warp, at);
+  else walk<Columns, N_tile, documents>(a, shared, warp, at);
 }
 
 }  // namespace
@@ -450,7 +417,7 @@ void launch_gradients_sm90(Cuda on, const Gradients& a) {
   with_constants(a.p, [&](auto tile, auto documents) {
     constexpr int N = tile();
     launch(gradients_sm90<N, documents()>, dim3(blocks(a.p.batch * a.p.chunks, 1), blocks(a.p.groups * a.splits, 1)),
-           all_threads, sizeof(Shared<N>), on, a);
+           gradient_threads, sizeof(Shared<N>), on, a);
   });
 }
 

@@ -10,9 +10,7 @@ namespace adder::ssd::chunked::hopper {
 using namespace mma;
 using namespace wgmma;
 
-inline constexpr int stages = 3, all_threads = 384;
-inline constexpr int registers_at_start = 65536 / all_threads / 8 * 8;
-inline constexpr int copying_threads = 256, helping_warps = copying_threads / 32;  // the first two warpgroups
+inline constexpr int stages = 3, warps = gradient_threads / 32;
 
 template <int N_tile>
 struct alignas(1024) Shared {
@@ -31,12 +29,13 @@ static_assert(sizeof(Shared<128>) <= 227 * 1024);
 
 // What a block works on.
 struct Place {
-  int64_t b, chunk, group, split, token, h0;
+  int b, chunk, group, split, h0;
   int heads, rows;  // heads from h0 on; tokens
+  int64_t token;    // the first one, of all rows
 };
 
-// A barrier of the whole block that the warpgroups reach in code of their own.
-__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(all_threads) : "memory"); }
+// A barrier of the whole block that both warpgroups reach in code of their own.
+__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(gradient_threads) : "memory"); }
 
 // Waits for this thread's copies but those of the last `pending` commits.
 template <int pending>
@@ -48,21 +47,21 @@ __device__ void wait_for_older_copies() {
 template <int N_tile>
 __device__ void copy_state_async(bf16* to, const bf16* from) {
 #pragma unroll
-  for (int i = 0; i < P_tile * N_tile; i += copying_threads * 8) {
+  for (int i = 0; i < P_tile * N_tile; i += gradient_threads * 8) {
     const int at = i + static_cast<int>(threadIdx.x) * 8;
     copy_async(to + at, from + at, true);
   }
 }
 
-// By the copying threads. One commit, empty behind the last head.
+// One commit, empty behind the last head.
 template <int N_tile>
 __device__ void load_head(const Gradients& a, const Place& at, int k, Shared<N_tile>& shared) {
   const Problem& p = a.p;
   if (k < at.heads) {
     auto& to = shared.stage[k % stages];
     const int64_t h = at.h0 + k, state = (at.b * p.chunks + at.chunk) * p.heads + h;
-    copy_panels_async<copying_threads, P_tile>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
-    copy_panels_async<copying_threads, P_tile>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
+    copy_panels_async<gradient_threads, P_tile>(to.x, a.x.at(at.token, h), a.x.stride, at.rows, p.P);
+    copy_panels_async<gradient_threads, P_tile>(to.dy, a.dy.at(at.token, h), a.dy.stride, at.rows, p.P);
     copy_state_async<N_tile>(to.S, a.S + state * (P_tile * N_tile));
     copy_state_async<N_tile>(to.G, a.G + state * (P_tile * N_tile));
     const int i = static_cast<int>(threadIdx.x) * 4, channel = static_cast<int>(threadIdx.x) - 64;
@@ -167,30 +166,28 @@ __device__ void add_selected(float (&s)[tiles][4], const float (&weight)[2], con
   hold(s);
 }
 
-// <G, S> of a warp's rows [p, p + 16): the diagonal of products of 16 rows of S with the same rows of G.
+// <G, S>, a warp's part of eight: the diagonal of products of 16 rows of S with the same rows of G.
 template <int N_tile>
-__device__ float states_dot(bf16* S_tile, bf16* G_tile, int p) {
-  float product[2][2][4] = {};  // two chains, as one would wait for itself
+__device__ void states_dot(bf16* S_tile, bf16* G_tile, int warp, Parts<1>& parts) {
+  const int p = warp / 2 * 16, n = warp % 2 * (N_tile / 2), from = n / panel * panel_size;
+  const Tile<panel> G_panel{G_tile + from};
+  const uint32_t S = rows_at(S_tile + from, p),
+                 G = shared_address(G_panel.at(p + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2 * 8));
+  float product[2][4] = {};
 #pragma unroll
-  for (int n = 0; n < N_tile; n += panel) {
-    const uint32_t S = rows_at(S_tile + n / panel * panel_size, p);
-    const Tile<panel> G_panel{G_tile + n / panel * panel_size};
-    const uint32_t G = shared_address(G_panel.at(p + lane() % 8 + lane() / 16 * 8, lane() / 8 % 2 * 8));
-#pragma unroll
-    for (int k = 0; k < panel; k += 16) {
-      Left l;
-      Right g;
-      load_at(l.r, S ^ k * 2);
-      load_at(g.r, G ^ k * 2);
-      multiply_add(product[k / 16 % 2][0], l, g, 0);
-      multiply_add(product[k / 16 % 2][1], l, g, 1);
-    }
+  for (int k = 0; k < N_tile / 2; k += 16) {
+    Left l;
+    Right g;
+    load_at(l.r, S ^ (n % panel | k) * 2);
+    load_at(g.r, G ^ (n % panel | k) * 2);
+    multiply_add(product[0], l, g, 0);
+    multiply_add(product[1], l, g, 1);
   }
   const int r = lane() / 4, q = lane() % 4 * 2;
-  const auto diagonal = [&](int i) {
-    return (product[0][0][i] + product[1][0][i]) + (product[0][1][i + 2] + product[1][1][i + 2]);
-  };
-  return warp_sum(r == q ? diagonal(0) : r == q + 1 ? diagonal(1) : 0.0f);
+  const float sum = warp_sum(r == q       ? product[0][0] + product[1][2]
+                             : r == q + 1 ? product[0][1] + product[1][3]
+                                          : 0.0f);
+  if (lane() == 0) parts.states[warp] = sum;
 }
 
 }  // namespace adder::ssd::chunked::hopper
