@@ -17,7 +17,6 @@ namespace {
 template <class T>
 __global__ void look_up(const int32_t* token, int64_t vocabulary, int64_t channels, Elements<T> weight, Elements<T> y) {
   constexpr int n = Elements<T>::n;
-  let_next_start();
   const int64_t i = blockIdx.x, v = token[i];
   for (int64_t j = int64_t{threadIdx.x} * n; j < channels; j += int64_t{blockDim.x} * n) {
     float x[n];

@@ -15,8 +15,9 @@
 //
 // and after the last head dC += d(C Bᵀ) B, dB += d(C Bᵀ)ᵀ C. No sum over N is left to single threads, and a left
 // operand lies in registers as sums do, so that M and weighted dy and x never pass through shared memory. The next two
-// heads are on their way while one is worked on. Where documents meet, weights of dC and dB come after the products, so
-// that what is not a number in a state of one document stays out of another's. Floor: x, dy, S, G read and dx written.
+// heads are on their way while one is worked on. In a chunk where documents meet or one begins, the weights of dC and dB
+// come after the products, and what is masked is selected away: what is not a number in a state of one document stays
+// out of another's. Floor: x, dy, S, G read and dx written.
 #include "adder/kernels/ssd/chunked_backward_sm90.cuh"
 
 namespace adder::ssd::chunked {
@@ -24,7 +25,8 @@ namespace {
 
 using namespace hopper;
 
-// What both views are made of. A warp holds 16 tokens of its warpgroup's 64 over all heads.
+// What both views are made of. A warp holds 16 tokens of its warpgroup's 64 over all heads. `documents`: whether several
+// of them meet in the chunk.
 template <int N_tile, bool documents>
 struct View {
   static constexpr int tiles = N_tile / 8;
@@ -96,7 +98,7 @@ struct Rows : View<N_tile, documents> {
   using Base = View<N_tile, documents>;
   using Base::a, Base::shared, Base::row, Base::r, Base::q, Base::products, Base::gradient;
   float dCB[8][4];
-  bool enters[2], any_enters, all_enter;  // whether the state that enters reaches this lane's tokens, one, each
+  bool enters[2], any_enters;  // whether the state that enters reaches this lane's tokens, any token
 
   __device__ Rows(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const Place& at)
       : Base(a_, shared_, warp_, shared_.C, shared_.B, true), dCB{} {
@@ -104,7 +106,6 @@ struct Rows : View<N_tile, documents> {
     enters[0] = reached(r[0]);
     enters[1] = reached(r[1]);
     any_enters = reached(0);
-    all_enter = reached(Q - 1);
 #pragma unroll
     for (int t = 0; t < 8; ++t)
 #pragma unroll
@@ -119,7 +120,8 @@ struct Rows : View<N_tile, documents> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_start[i] = enters[i] ? power_of_2(sum[r[i]]) : masked;
     load_rows(dy, s.dy, row);
-    if (documents && any_enters && !all_enter) add_selected(gradient, from_start, dy, s.S);
+    if constexpr (documents)
+      if (any_enters) add_selected(gradient, from_start, dy, s.S);  // else S, perhaps NaN, is nothing to this chunk
     begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) multiply_add<false>(dYX, dy[k], along_k(s.x, 0, k * 16), k > 0);
@@ -132,36 +134,29 @@ struct Rows : View<N_tile, documents> {
     multiply_rows<N_tile>(CS, shared.C, s.S);
     commit();
     load_rows(dy, s.dy, row);  // once more, rather than to keep it
-    const auto meanwhile = [&] {
-      for (float& x : rows) x = row_sum(x);
-      this->leave_rows(parts.row[0], rows);
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
-      states_dot<N_tile>(s.S, s.G, this->warp, parts);
-    };
-    const auto leave_products = [&] {
-      float dots[2];
-      row_products(dots, CS, dy);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) dots[i] = times<documents>(from_start[i], dots[i]);
-      this->leave_rows(parts.enter[0], dots);
-    };
-    if (documents && !all_enter) {  // dC has what enters already; or that, perhaps NaN, is nothing to this chunk
-      meanwhile();
-      wgmma::wait<0>(CS);
-      return leave_products();
+    if constexpr (!documents) {
+      weigh(weighted, dy, from_start);
+      hold(weighted);
+      begin();
+      add_product(gradient, weighted, s.S);
+      commit();
     }
-    weigh(weighted, dy, from_start);
-    hold(weighted);
-    begin();
-    add_product(gradient, weighted, s.S);
-    commit();
-    meanwhile();
-    wgmma::wait<1>(CS);
-    leave_products();
-    wgmma::wait<0>(gradient);
-    keep(weighted);
+    for (float& x : rows) x = row_sum(x);
+    this->leave_rows(parts.row[0], rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      parts.column[row / 16][half * 32 + column_of_lane()] = column_sum(columns[half]);
+    states_dot<N_tile>(s.S, s.G, this->warp, parts);
+    wgmma::wait<documents ? 0 : 1>(CS);
+    float dots[2];
+    row_products(dots, CS, dy);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) dots[i] = times<documents>(from_start[i], dots[i]);
+    this->leave_rows(parts.enter[0], dots);
+    if constexpr (!documents) {
+      wgmma::wait<0>(gradient);
+      keep(weighted);
+    }
   }
 
   // T and W; dy·x. Tiles above the diagonal are nothing.
@@ -198,7 +193,7 @@ struct Rows : View<N_tile, documents> {
     });
     store_rows(high, shared.stage[0].x, row);
     store_rows(low, shared.stage[0].dy, row);
-    meet();
+    meet(shared.meetings, at.heads + 1);
     begin();
     add_product(gradient, high, shared.B);
     add_product(gradient, low, shared.B);
@@ -215,6 +210,7 @@ template <int N_tile, bool documents>
 struct Columns : View<N_tile, documents> {
   using Base = View<N_tile, documents>;
   using Base::a, Base::shared, Base::row, Base::r, Base::q, Base::products, Base::gradient;
+
   __device__ Columns(const Gradients& a_, Shared<N_tile>& shared_, int warp_, const Place&)
       : Base(a_, shared_, warp_, shared_.B, shared_.C, false) {}
 
@@ -224,36 +220,30 @@ struct Columns : View<N_tile, documents> {
     float u[8][4], to_end[2], leaving[2], step[2], dots[2];
     const int *document = shared.document, last = document[Q - 1];
     const bool leaves[2] = {!documents || document[r[0]] == last, !documents || document[r[1]] == last};
-    const bool all_leave = !documents || document[0] == last;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       step[i] = delta[r[i]];
       to_end[i] = leaves[i] ? power_of_2(sum[Q - 1] - sum[r[i]]) : masked;
       leaving[i] = leaves[i] ? to_end[i] * step[i] : masked;
     }
-    const auto through_G = [&] {
-      begin();
-      multiply_rows<N_tile>(u, shared.B, s.G);
-      commit();
-    };
-    if (documents && !all_leave) {
+    if constexpr (documents) {
       load_rows(x, s.x, row);
       add_selected(gradient, leaving, x, s.G);
-      through_G();
-      scores(M, sum);
-      wgmma::wait<0>(u);
-    } else {
-      through_G();
+    }
+    begin();
+    multiply_rows<N_tile>(u, shared.B, s.G);
+    commit();
+    if constexpr (!documents) {
       load_rows(x, s.x, row);
       weigh(weighted, x, leaving);
       hold(weighted);
       begin();
       add_product(gradient, weighted, s.G);
       commit();
-      scores(M, sum);
-      wgmma::wait<0>(u, gradient);
-      keep(weighted);
     }
+    scores(M, sum);
+    wgmma::wait<0>(u, gradient);
+    if constexpr (!documents) keep(weighted);
     load_rows(x, s.x, row);  // once more, rather than to keep it
 #pragma unroll
     for (int t = 0; t < 8; ++t)
@@ -340,7 +330,7 @@ struct Columns : View<N_tile, documents> {
   // dB += d(C Bᵀ)ᵀ C
   __device__ void finish(const Place& at) {
     Left high[4], low[4];
-    meet();
+    meet(shared.meetings, at.heads + 1);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       high[k] = left_transposed(Tile<Q>{shared.stage[0].x}, row, k * 16);
@@ -364,7 +354,7 @@ __device__ void walk(const Gradients& a, Shared<N_tile>& shared, int warp, const
   for (int k = 0;; ++k) {
     wait_for_older_copies<stages - 2>();
     published();
-    meet();  // this head is there, the last one is done: its stage may be written over, its sums read
+    meet(shared.meetings, k);  // this head is there, the last one is done: its stage may be written over, its sums read
     load_head(a, at, k + stages - 1, shared);
     if (k > 0 && (k % warps == 0 || k == at.heads)) {
       const int done = (k - 1) / warps * warps + warp;
@@ -400,13 +390,20 @@ __global__ void __launch_bounds__(gradient_threads, 1) gradients_sm90(const __gr
   copy_panels_async<gradient_threads, N_tile>(shared.C, a.C.at(at.token, at.group), a.C.stride, at.rows, p.N);
   commit_copies();
   for (int k = 0; k < stages - 1; ++k) load_head(a, at, k, shared);
+  begin_meetings(shared.meetings);
   if (threadIdx.x < Q) shared.document[threadIdx.x] = p.document(at.b, at.chunk, static_cast<int>(threadIdx.x));
   wait_for_older_copies<stages - 1>();
   published();
   __syncthreads();
   const int warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x / 32), 0);  // the compiler sees: of all lanes
-  if (warp < warps / 2) walk<Rows, N_tile, documents>(a, shared, warp, at);
-  else walk<Columns, N_tile, documents>(a, shared, warp, at);
+  const auto views = [&](auto meet_here) {
+    if (warp < warps / 2) walk<Rows, N_tile, meet_here()>(a, shared, warp, at);
+    else walk<Columns, N_tile, meet_here()>(a, shared, warp, at);
+  };
+  // Most chunks lie inside one document, which began before.
+  const bool inside = shared.document[0] == shared.document[Q - 1] && shared.document[0] < at.chunk * Q;
+  if (!documents || inside) views(std::false_type{});
+  else if constexpr (documents) views(std::true_type{});
 }
 
 }  // namespace

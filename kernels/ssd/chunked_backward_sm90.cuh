@@ -24,6 +24,7 @@ struct alignas(1024) Shared {
   float delta[16][Q], sum[16][Q];  // of the last heads: their last step reads those of eight, others are on their way
   Parts<1> parts[9];               // of eight heads and the next one
   int document[Q];
+  uint64_t meetings;  // of meet()
 };
 static_assert(sizeof(Shared<128>) <= 227 * 1024);
 
@@ -34,8 +35,21 @@ struct Place {
   int64_t token;    // the first one, of all rows
 };
 
-// A barrier of the whole block that both warpgroups reach in code of their own.
-__device__ inline void meet() { asm volatile("bar.sync 1, %0;" ::"n"(gradient_threads) : "memory"); }
+// A barrier of the whole block that both warpgroups reach in code of their own. `number`: how often it was before.
+__device__ inline void meet(uint64_t& barrier, int number) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(&barrier));
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address) : "memory");
+  uint32_t there = 0;
+  while (there == 0)
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+                 : "=r"(there) : "r"(address), "r"(number % 2) : "memory");
+  __syncwarp();
+}
+__device__ inline void begin_meetings(uint64_t& barrier) {
+  if (threadIdx.x == 0)
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&barrier))),
+                 "n"(gradient_threads) : "memory");
+}
 
 // Waits for this thread's copies but those of the last `pending` commits.
 template <int pending>
