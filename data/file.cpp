@@ -153,6 +153,10 @@ void OutputFile::commit() {
   committed_ = true;
 }
 
+uint32_t crc_of(const void* bytes, size_t count, uint32_t before) {
+  return static_cast<uint32_t>(crc32_z(before, static_cast<const Bytef*>(bytes), count));
+}
+
 void publish(const std::string& partial, const std::string& path) {
   sync(partial, O_RDONLY);
   check(std::rename(partial.c_str(), path.c_str()) == 0, "{}: cannot be renamed to {} ({})", partial, path,

@@ -50,6 +50,9 @@ class OutputFile {
   std::unique_ptr<Streams> streams_;
 };
 
+/// zlib's crc32 of bytes; `before` is that of the bytes in front of them.
+uint32_t crc_of(const void* bytes, size_t count, uint32_t before = 0);
+
 /// Syncs the finished file `partial`, renames it to `path` and syncs the folder, so that a power cut leaves either the
 /// old file or the new one.
 void publish(const std::string& partial, const std::string& path);

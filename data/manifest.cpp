@@ -2,8 +2,7 @@
 
 #include "adder/core/error.h"
 #include "adder/core/json.h"
-
-#include <zlib.h>
+#include "adder/data/file.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -98,8 +97,7 @@ Manifest to_manifest(const Json& entry) {
 
 // The first line: with the rest it makes one JSON object.
 std::string first_line(std::string_view rest) {
-  const auto crc = crc32_z(0, reinterpret_cast<const Bytef*>(rest.data()), rest.size());
-  return fmt::format("{{\"crc\": \"{:08x}\",\n", static_cast<uint32_t>(crc));
+  return fmt::format("{{\"crc\": \"{:08x}\",\n", crc_of(rest.data(), rest.size()));
 }
 
 }  // namespace

@@ -1,12 +1,12 @@
 #include "adder/data/seal.h"
 
 #include "adder/core/error.h"
+#include "adder/data/file.h"
 #include "adder/distributed/run_folder.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -25,10 +25,6 @@ std::string text(const Seal& s, const std::string& kind) {
   return all + '\n';
 }
 
-uint32_t add(uint32_t crc, const void* bytes, size_t count) {
-  return static_cast<uint32_t>(crc32_z(crc, static_cast<const Bytef*>(bytes), count));
-}
-
 // Reads up to `count` bytes; fewer only where the file ends.
 std::string bytes_at(int file, const std::string& path, int64_t from, int64_t count) {
   std::string bytes(static_cast<size_t>(count), '\0');
@@ -45,11 +41,11 @@ std::string bytes_at(int file, const std::string& path, int64_t from, int64_t co
 uint32_t checksum(int file, const std::string& path, const Seal& s) {
   constexpr int64_t chunk = int64_t{1} << 20;
   const std::string first = numbers(s);
-  uint32_t crc = add(0, first.data(), first.size());
+  uint32_t crc = crc_of(first.data(), first.size());
   for (const auto& [begin, end] : {std::pair(Seal::size, s.begin), std::pair(s.end, s.bytes)})
     for (int64_t at = begin; at < end; at += chunk) {
       const std::string bytes = bytes_at(file, path, at, std::min(chunk, end - at));
-      crc = add(crc, bytes.data(), bytes.size());
+      crc = crc_of(bytes.data(), bytes.size(), crc);
     }
   return crc;
 }

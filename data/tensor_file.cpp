@@ -1,20 +1,22 @@
 #include "adder/data/tensor_file.h"
 
 #include "adder/core/error.h"
+#include "adder/data/file.h"
+#include "adder/data/hdf5.h"
 
 #include <fcntl.h>
 #include <hdf5.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 namespace adder {
+
+using hdf5::Handle;
 
 namespace {
 
@@ -23,35 +25,6 @@ constexpr int64_t chunk_bytes = int64_t{4} << 20;
 // A file that HDF5 could not close, because the disk is full, crashes its clean-up at exit. We close all that we open
 // and need none; it can only be declined before HDF5's first call.
 [[maybe_unused]] const bool no_cleanup_at_exit = H5dont_atexit() >= 0;
-
-/// An HDF5 identifier; negative where opening failed.
-template <herr_t (*close)(hid_t)>
-class Handle {
- public:
-  Handle(hid_t id) : id_(id) {}
-  Handle(Handle&& other) noexcept : id_(std::exchange(other.id_, -1)) {}
-  Handle& operator=(Handle&&) = delete;
-  ~Handle() {
-    if (id_ >= 0) close(id_);
-  }
-  operator hid_t() const { return id_; }
-  hid_t release() { return std::exchange(id_, -1); }
-
- private:
-  hid_t id_;
-};
-using FileHandle = Handle<H5Fclose>;
-using Dataset = Handle<H5Dclose>;
-using Space = Handle<H5Sclose>;
-using Type = Handle<H5Tclose>;
-using Properties = Handle<H5Pclose>;
-
-// Our own folder lock guards the files; many network disks refuse HDF5's.
-Properties without_locks() {
-  Properties access(H5Pcreate(H5P_FILE_ACCESS));
-  H5Pset_file_locking(access, false, true);
-  return access;
-}
 
 /// While it lives HDF5 prints nothing.
 class Quiet {
@@ -149,13 +122,9 @@ void each_chunk(const Extent& extent, hid_t space, DType type, const std::string
     done(H5Sselect_hyperslab(space, H5S_SELECT_SET, start.sizes.data(), nullptr, size.sizes.data(), nullptr), "select",
          what);
     const hsize_t count = size.sizes[0] * inner;
-    const Space memory(done(H5Screate_simple(1, &count, nullptr), "describe", what));
+    const Handle memory(done(H5Screate_simple(1, &count, nullptr), "describe", what), H5Sclose);
     pass(memory, static_cast<int64_t>(row * inner), static_cast<int64_t>(count));
   }
-}
-
-uint32_t add_crc(uint32_t crc, const void* bytes, int64_t size) {
-  return static_cast<uint32_t>(crc32_z(crc, static_cast<const Bytef*>(bytes), static_cast<size_t>(size)));
 }
 
 /// A file descriptor.
@@ -176,13 +145,14 @@ class Descriptor {
 }  // namespace
 
 struct TensorFileWriter::File {
-  FileHandle id;
+  Handle id;
 };
 
 TensorFileWriter::TensorFileWriter(const std::string& path) : path_(path) {
   const Quiet quiet;
-  const Properties access = without_locks();
-  file_.reset(new File{done(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), "create the file", path_)});
+  const Handle access = hdf5::without_locks();  // our own folder lock guards the files
+  const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access);
+  file_.reset(new File{{done(id, "create the file", path_), H5Fclose}});
 }
 
 TensorFileWriter::~TensorFileWriter() {
@@ -198,15 +168,16 @@ uint32_t TensorFileWriter::write(const std::string& dataset, const Tensor& tenso
   const Quiet quiet;
   const std::string what = path_ + ": " + dataset;
   const Extent extent = extent_of(tensor.shape());
-  const Space space(done(H5Screate_simple(extent.rank, extent.sizes.data(), nullptr), "describe", what));
-  const Properties links(done(H5Pcreate(H5P_LINK_CREATE), "describe", what));
-  const Properties layout(done(H5Pcreate(H5P_DATASET_CREATE), "describe", what));
+  const Handle space(done(H5Screate_simple(extent.rank, extent.sizes.data(), nullptr), "describe", what), H5Sclose);
+  const Handle links(done(H5Pcreate(H5P_LINK_CREATE), "describe", what), H5Pclose);
+  const Handle layout(done(H5Pcreate(H5P_DATASET_CREATE), "describe", what), H5Pclose);
   done(H5Pset_create_intermediate_group(links, 1), "describe", what);
   done(H5Pset_fill_time(layout, H5D_FILL_TIME_NEVER), "describe", what);
   done(H5Pset_obj_track_times(layout, false), "describe", what);  // the same state gives the same bytes
-  const Dataset set(
+  const Handle set(
       done(H5Dcreate2(file_->id, dataset.c_str(), file_type(tensor.dtype()), space, links, layout, H5P_DEFAULT),
-           "create the dataset", what));
+           "create the dataset", what),
+      H5Dclose);
   const Tensor flat = tensor.reshape({tensor.count()});
   uint32_t crc = 0;
   each_chunk(extent, space, tensor.dtype(), what, [&](hid_t memory, int64_t first, int64_t count) {
@@ -216,7 +187,7 @@ uint32_t TensorFileWriter::write(const std::string& dataset, const Tensor& tenso
       copy(chunk, host);
       chunk = host;
     }
-    crc = add_crc(crc, chunk.address(), count * size_of(chunk.dtype()));
+    crc = crc_of(chunk.address(), static_cast<size_t>(count * size_of(chunk.dtype())), crc);
     done(H5Dwrite(set, memory_type(chunk.dtype()), memory, space, H5P_DEFAULT, chunk.address()), "write", what);
   });
   return crc;
@@ -225,19 +196,19 @@ uint32_t TensorFileWriter::write(const std::string& dataset, const Tensor& tenso
 void TensorFileWriter::close() {
   const Quiet quiet;
   done(H5Fflush(file_->id, H5F_SCOPE_GLOBAL), "write", path_);
-  done(H5Fclose(file_->id.release()), "close the file", path_);
+  done(file_->id.end(), "close the file", path_);
   sync(path_);
   file_.reset();
 }
 
 struct TensorFile::File {
-  FileHandle id;
+  Handle id;
 };
 
 TensorFile::TensorFile(const std::string& path) : path_(path) {
   const Quiet quiet;
-  const Properties access = without_locks();
-  file_.reset(new File{done(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), "open the file", path_)});
+  const Handle access = hdf5::without_locks();
+  file_.reset(new File{{done(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), "open the file", path_), H5Fclose}});
 }
 
 TensorFile::~TensorFile() = default;
@@ -246,9 +217,9 @@ uint32_t TensorFile::read(const std::string& dataset, DType type, int64_t count,
                           const std::function<void(const Tensor& chunk, int64_t first)>& use) const {
   const Quiet quiet;
   const std::string what = path_ + ": " + dataset;
-  const Dataset set(done(H5Dopen2(file_->id, dataset.c_str(), H5P_DEFAULT), "open the dataset", what));
-  const Space space(done(H5Dget_space(set), "read", what));
-  const Type stored(done(H5Dget_type(set), "read", what));
+  const Handle set(done(H5Dopen2(file_->id, dataset.c_str(), H5P_DEFAULT), "open the dataset", what), H5Dclose);
+  const Handle space(done(H5Dget_space(set), "read", what), H5Sclose);
+  const Handle stored(done(H5Dget_type(set), "read", what), H5Tclose);
   check(H5Tequal(stored, file_type(type)) > 0, "{} does not hold {}", what, name(type));
   Extent extent;
   extent.rank = done(H5Sget_simple_extent_ndims(space), "read", what);
@@ -260,7 +231,7 @@ uint32_t TensorFile::read(const std::string& dataset, DType type, int64_t count,
   each_chunk(extent, space, type, what, [&](hid_t memory, int64_t first, int64_t length) {
     const Tensor chunk({length}, type);
     done(H5Dread(set, memory_type(type), memory, space, H5P_DEFAULT, chunk.address()), "read", what);
-    crc = add_crc(crc, chunk.address(), length * size_of(type));
+    crc = crc_of(chunk.address(), static_cast<size_t>(length * size_of(type)), crc);
     use(chunk, first);
   });
   return crc;
@@ -274,7 +245,7 @@ uint32_t file_crc(const std::string& path) {
     if (count < 0 && errno == EINTR) continue;
     check(count >= 0, "{}: cannot be read ({})", path, std::strerror(errno));
     if (count == 0) return crc;
-    crc = add_crc(crc, buffer.data(), count);
+    crc = crc_of(buffer.data(), static_cast<size_t>(count), crc);
   }
 }
 

@@ -2,275 +2,38 @@
 
 #include "adder/core/error.h"
 #include "adder/data/file.h"
+#include "adder/data/hdf5.h"
 #include "adder/data/seal.h"
 #include "adder/data/text.h"
 #include "adder/distributed/run_folder.h"
 
 #include <fcntl.h>
 #include <hdf5.h>
-#include <sys/file.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <numeric>
 #include <utility>
 
 namespace adder {
 
+using hdf5::Handle, hdf5::unsigned_type;
+
 static_assert(std::endian::native == std::endian::little, "shards are read as they lie in the file");
 
 namespace {
 
-constexpr const char* kind = "adder token shard 2";
-constexpr int64_t block_bytes = int64_t{1} << 20;  // of one checksum
-
-/// An HDF5 identifier, closed with its own function; opening it may fail.
-class Handle {
- public:
-  Handle(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
-  Handle(Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
-  Handle& operator=(Handle&&) = delete;
-  ~Handle() {
-    if (id_ >= 0) close_(id_);
-  }
-  bool opened() const { return id_ >= 0; }
-  operator hid_t() const { return id_; }
-  herr_t end() { return close_(std::exchange(id_, -1)); }
-
- private:
-  hid_t id_;
-  herr_t (*close_)(hid_t);
-};
-
-/// HDF5 prints nothing any more: every call is checked and its failure told in one sentence. It stays so, because after
-/// meeting a damaged file HDF5 would complain once more at the end of the process.
-void quiet() { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
-
-uint32_t crc(std::span<const char> bytes) {
-  return static_cast<uint32_t>(
-      crc32_z(0, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()));
-}
+constexpr int64_t block_bytes = ShardInfo::block_bytes;
 
 template <class T>
 std::span<const char> bytes_of(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
-template <class T>
-hid_t number_type() {
-  if constexpr (sizeof(T) == 1) return H5T_STD_U8LE;
-  if constexpr (sizeof(T) == 2) return H5T_STD_U16LE;
-  if constexpr (sizeof(T) == 4) return H5T_STD_U32LE;
-  if constexpr (sizeof(T) == 8) return H5T_STD_U64LE;
-}
-
-Handle string_type(size_t size) {
-  Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
-  H5Tset_size(type, std::max<size_t>(size, 1));
-  return type;
-}
-
-// ---- writing
-
-class Builder {
- public:
-  explicit Builder(const std::string& path) : path_(path), file_(create(path)) {
-    check(file_.opened(), "{}: HDF5 cannot create the file ({})", path, std::strerror(errno));
-  }
-
-  Handle dataset(const std::string& name, hid_t type, size_t size) {
-    const hsize_t extent = size;
-    const Handle space(H5Screate_simple(1, &extent, nullptr), H5Sclose);
-    Handle set(H5Dcreate2(file_, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
-    done(set);
-    return set;
-  }
-
-  template <class T>
-  void write(const std::string& name, const std::vector<T>& values) {
-    const Handle set = dataset(name, number_type<T>(), values.size());
-    done(H5Dwrite(set, number_type<T>(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()));
-  }
-
-  void write_strings(const std::string& name, const std::vector<std::string>& values) {
-    size_t size = 1;
-    for (const auto& value : values) size = std::max(size, value.size());
-    std::string cells;
-    for (const auto& value : values) cells += value + std::string(size - value.size(), '\0');
-    const Handle type = string_type(size), set = dataset(name, type, values.size());
-    done(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, cells.data()));
-  }
-
-  void attribute(const char* name, int64_t value) { attribute(name, H5T_STD_I64LE, &value); }
-  void attribute(const char* name, const std::string& value) {
-    attribute(name, string_type(value.size()), value.data());
-  }
-
-  void done(hid_t result) { check(result >= 0, "{}: HDF5 cannot write; is the disk full?", path_); }
-  void close() {
-    done(H5Fflush(file_, H5F_SCOPE_GLOBAL));
-    done(file_.end());
-  }
-
- private:
-  static Handle create(const std::string& path) {
-    const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
-    H5Pset_userblock(creation, Seal::size);
-    quiet();
-    return {H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, H5P_DEFAULT), H5Fclose};
-  }
-
-  void attribute(const char* name, hid_t type, const void* value) {
-    const Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-    const Handle set(H5Acreate2(file_, name, type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
-    done(set);
-    done(H5Awrite(set, type, value));
-  }
-
-  std::string path_;
-  Handle file_;
-};
-
-FILE* open_for_update(const std::string& path) {
-  const int id = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  FILE* const file = id < 0 ? nullptr : fdopen(id, "w+b");
-  check(file != nullptr, "{}: cannot be written ({})", path, std::strerror(errno));
-  return file;
-}
-
-int64_t width_of(int64_t vocabulary) { return vocabulary > 65536 ? 4 : 2; }
-
-}  // namespace
-
-struct TokenShardWriter::State {
-  ~State() {
-    if (!waiting) return;
-    std::remove(waiting_path().c_str());
-    if (!partial.empty()) std::remove(partial.c_str());
-    fclose(waiting);
-  }
-
-  std::string waiting_path() const { return path + ".tokens"; }
-
-  // Opens the file that the tokens wait in, for this writer alone.
-  void open_waiting() {
-    const std::string name = waiting_path();
-    waiting = open_for_update(name);
-    const bool taken =
-        flock(fileno(waiting), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;  // some disks cannot lock
-    if (taken) fclose(std::exchange(waiting, nullptr));
-    check(!taken, "{}: another program is writing it", path);
-    check(ftruncate(fileno(waiting), 0) == 0, "{}: cannot be written ({})", name, std::strerror(errno));
-  }
-
-  void put(std::span<const int32_t> tokens) {
-    if (tokens.empty()) return;  // an empty document: its end follows
-    size_t written = 0;
-    if (width_of(info.vocabulary) == 4) {
-      written = fwrite(tokens.data(), 4, tokens.size(), waiting);
-    } else {
-      narrow.assign(tokens.begin(), tokens.end());
-      written = fwrite(narrow.data(), 2, narrow.size(), waiting);
-    }
-    check(written == tokens.size(), "{}: tokens cannot be written ({})", path, std::strerror(errno));
-    offsets.back() += tokens.size();
-  }
-
-  /// Copies the waiting tokens into /tokens block by block; returns where they lie in the file.
-  int64_t move_tokens(Builder& file) {
-    const auto width = static_cast<size_t>(width_of(info.vocabulary));
-    const hid_t type = width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE;
-    const Handle set = file.dataset("tokens", type, offsets.back()), all(H5Dget_space(set), H5Sclose);
-    std::vector<char> block(block_bytes);
-    std::vector<uint32_t> crcs;
-    check(fflush(waiting) == 0, "{}: tokens cannot be written ({})", path, std::strerror(errno));
-    rewind(waiting);
-    for (hsize_t first = 0; first < offsets.back();) {
-      const hsize_t count = std::min<hsize_t>(block.size() / width, offsets.back() - first);
-      check(fread(block.data(), width, count, waiting) == count, "{}: tokens cannot be read back", path);
-      const Handle memory(H5Screate_simple(1, &count, nullptr), H5Sclose);
-      file.done(H5Sselect_hyperslab(all, H5S_SELECT_SET, &first, nullptr, &count, nullptr));
-      file.done(H5Dwrite(set, type, memory, all, H5P_DEFAULT, block.data()));
-      crcs.push_back(crc(std::span(block).first(count * width)));
-      first += count;
-    }
-    file.write("token_crcs", crcs);
-    const haddr_t offset = H5Dget_offset(set);
-    check(offset != HADDR_UNDEF, "{}: HDF5 does not say where the tokens lie", path);
-    return static_cast<int64_t>(offset);
-  }
-
-  std::string path, partial;
-  ShardInfo info;
-  FILE* waiting = nullptr;  // the tokens
-  std::vector<uint16_t> narrow;
-  std::vector<uint64_t> offsets{0}, bytes;
-  std::vector<uint8_t> source_ids;
-  std::vector<std::string> sources;
-};
-
-TokenShardWriter::TokenShardWriter(const std::string& path, const ShardInfo& info)
-    : state_(std::make_unique<State>()) {
-  state_->path = path;
-  state_->info = info;
-  state_->open_waiting();
-}
-
-TokenShardWriter::~TokenShardWriter() = default;
-
-int64_t TokenShardWriter::documents() const { return static_cast<int64_t>(state_->bytes.size()); }
-
-void TokenShardWriter::add(std::span<const int32_t> tokens, const std::string& source, int64_t text_bytes) {
-  auto& s = *state_;
-  for (const int32_t token : tokens)
-    check(token >= 0 && token < s.info.vocabulary, "{}: token {} is outside the vocabulary of {}", s.path, token,
-          s.info.vocabulary);
-  auto found = std::find(s.sources.begin(), s.sources.end(), source);
-  if (found == s.sources.end()) {
-    check(s.sources.size() < 256, "{}: more than 256 sources, \"{}\" is one too many", s.path, source);
-    found = s.sources.insert(s.sources.end(), source);
-  }
-  s.source_ids.push_back(static_cast<uint8_t>(found - s.sources.begin()));
-  s.bytes.push_back(static_cast<uint64_t>(text_bytes));
-  s.offsets.push_back(s.offsets.back());
-  s.put(tokens);
-  s.put({&s.info.end_of_document, 1});
-}
-
-void TokenShardWriter::finish() {
-  auto& s = *state_;
-  check(documents() > 0, "{}: no documents to write", s.path);
-  s.partial = s.path + ".partial";
-  int64_t begin = 0;
-  {
-    Builder file(s.partial);
-    begin = s.move_tokens(file);
-    file.write("doc_offsets", s.offsets);
-    file.write("text_bytes", s.bytes);
-    file.write("source_id", s.source_ids);
-    file.write_strings("sources", s.sources);
-    file.attribute("tokenizer", s.info.tokenizer);
-    file.attribute("vocabulary", s.info.vocabulary);
-    file.attribute("end_of_document", int64_t{s.info.end_of_document});
-    file.attribute("tokens", static_cast<int64_t>(s.offsets.back()));
-    file.attribute("documents", documents());
-    file.close();
-  }
-  write_seal(s.partial, kind, begin, begin + static_cast<int64_t>(s.offsets.back()) * width_of(s.info.vocabulary));
-  publish(s.partial, s.path);
-  s.partial.clear();
-}
-
-// ---- reading
-
-namespace {
-
+/// A shard's HDF5 file, open to read all but its tokens.
 class Opened {
  public:
   explicit Opened(const std::string& path) : path_(path), file_(open(path)) {}
@@ -304,7 +67,7 @@ class Opened {
   std::vector<T> read(const std::string& name) {
     const Handle set = dataset(name);
     std::vector<T> values(size(set));
-    readable(H5Dread(set, number_type<T>(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), name);
+    readable(H5Dread(set, unsigned_type(sizeof(T)), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), name);
     return values;
   }
 
@@ -320,9 +83,8 @@ class Opened {
 
  private:
   static Handle open(const std::string& path) {
-    quiet();
-    const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-    H5Pset_file_locking(access, false, true);  // locks fail on some parallel file systems; a shard never changes
+    hdf5::quiet();
+    const Handle access = hdf5::without_locks();  // a shard never changes
     Handle file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
     check(file.opened(), "{}: HDF5 cannot open it", path);
     return file;
@@ -347,7 +109,7 @@ class Opened {
 TokenShard::TokenShard(const std::string& path, const std::string& tokenizer)
     : path_(path), file_(std::make_shared<Descriptor>(open(path.c_str(), O_RDONLY | O_CLOEXEC))) {
   check(file_->get() >= 0, "{}: cannot be read ({})", path, std::strerror(errno));
-  const Seal seal = check_seal(file_->get(), path, kind);
+  const Seal seal = check_seal(file_->get(), path, ShardInfo::kind);
   read_metadata();
   check(seal.begin == tokens_offset_ && seal.end == tokens_offset_ + tokens() * token_width_,
         "{}: damaged: /tokens does not lie where the seal says", path);
@@ -360,7 +122,7 @@ void TokenShard::read_metadata() {
   Opened file(path_);
   info_ = {file.text_attribute("tokenizer"), file.attribute("vocabulary"),
            static_cast<int32_t>(file.attribute("end_of_document"))};
-  token_width_ = width_of(info_.vocabulary);
+  token_width_ = info_.token_width();
   offsets_ = file.read<uint64_t>("doc_offsets");
   bytes_ = file.read<uint64_t>("text_bytes");
   source_ids_ = file.read<uint8_t>("source_id");
@@ -369,7 +131,8 @@ void TokenShard::read_metadata() {
   checked_.reset(new std::atomic<bool>[token_crcs_.size()]());
   fingerprint_ = 0;
   for (const auto part : {bytes_of(offsets_), bytes_of(bytes_), bytes_of(source_ids_), bytes_of(token_crcs_)})
-    fingerprint_ = hash_bytes(fmt::format("{:016x} {} {:08x}", fingerprint_, part.size(), crc(part)));
+    fingerprint_ = hash_bytes(
+        fmt::format("{:016x} {} {:08x}", fingerprint_, part.size(), crc_of(part.data(), part.size())));
   check(!offsets_.empty() && std::cmp_equal(offsets_.back(), file.attribute("tokens")) &&
             std::cmp_equal(offsets_.size() - 1, file.attribute("documents")),
         "{}: damaged: {} tokens and {} documents by its attributes, {} and {} by /doc_offsets", path_,
@@ -377,7 +140,7 @@ void TokenShard::read_metadata() {
         offsets_.empty() ? 0 : offsets_.size() - 1);
   const Handle set = file.dataset("tokens"), type(H5Dget_type(set), H5Tclose);
   const Handle layout(H5Dget_create_plist(set), H5Pclose);
-  check(H5Tequal(type, token_width_ == 2 ? H5T_STD_U16LE : H5T_STD_U32LE) > 0 &&
+  check(H5Tequal(type, unsigned_type(token_width_)) > 0 &&
             H5Pget_layout(layout) == H5D_CONTIGUOUS && H5Dget_offset(set) != HADDR_UNDEF,
         "{}: /tokens is not contiguous uint{}, which a vocabulary of {} needs", path_, 8 * token_width_,
         info_.vocabulary);
@@ -438,7 +201,7 @@ void TokenShard::read(int64_t first, std::span<int32_t> to) const {
 void TokenShard::check_block(int64_t i) const {
   std::vector<char> block(static_cast<size_t>(std::min(block_bytes, tokens() * token_width_ - i * block_bytes)));
   read_bytes(i * block_bytes, block);
-  const uint32_t stored = token_crcs_[static_cast<size_t>(i)], computed = crc(block);
+  const uint32_t stored = token_crcs_[static_cast<size_t>(i)], computed = crc_of(block.data(), block.size());
   check(computed == stored, "{}: damaged: block {} of /tokens has checksum {:08x}, not {:08x}", path_, i, computed,
         stored);
   checked_[i] = true;

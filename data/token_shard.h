@@ -23,9 +23,14 @@ class Descriptor;
 ///   /token_crcs   [block]    uint32: zlib's crc32 of each 1 MiB of the tokens' bytes, the last block shorter
 /// Attributes of /: tokenizer (its name), vocabulary, end_of_document, tokens, documents.
 struct ShardInfo {
+  static constexpr const char* kind = "adder token shard 2";  // its seal's first line
+  static constexpr int64_t block_bytes = int64_t{1} << 20;    // of one checksum
+
   std::string tokenizer;
   int64_t vocabulary = 0;
   int32_t end_of_document = 0;
+
+  int64_t token_width() const { return vocabulary > 65536 ? 4 : 2; }  // bytes
 };
 
 /// Writes a shard document by document. The tokens wait in PATH.tokens, the shard is built as PATH.partial; only
