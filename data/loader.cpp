@@ -76,7 +76,7 @@ TokenFile::TokenFile(const std::string& path, const LoaderOptions& options)
         o.ranks);
   check(o.rank >= 0 && o.rank < o.ranks, "{}: rank {} of {}", path, o.rank, o.ranks);
   check(o.batch % (o.ranks * o.micro_batch) == 0,
-        "{}: a batch of {} cannot be cut into micro-batches of {} on {} ranks", path, o.batch, o.micro_batch, o.ranks);
+        "a batch of {} cannot be cut into micro-batches of {} on {} ranks", o.batch, o.micro_batch, o.ranks);
   check(samples_per_epoch() > 0, "{}: {} tokens are fewer than one sample of {}", path, shard_.tokens(), o.time);
 }
 

@@ -68,7 +68,8 @@ TokenizeReport tokenize(const std::vector<std::string>& inputs, const std::strin
   for (const auto& [name, source] : sources)
     if (source.smallest) write(none && &source == least ? validation : train, source.smallest->second);
   check(train.documents() > 0 && validation.documents() > 0,
-        "{} documents of text: at least two different ones are needed, to train on and to validate with",
+        "{} documents of text: at least two different ones are needed, to train on and to validate with (a text file is "
+        "one for every 64 KiB, a .jsonl one for every line)",
         text.documents);
   train.finish();
   validation.finish();

@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <source_location>
 
 namespace adder {
 namespace {
@@ -115,7 +114,7 @@ std::string host_name() {
 }
 
 std::string source_commit() {
-  return commit_of(fs::path(std::source_location::current().file_name()).parent_path().parent_path().string());
+  return commit_of(ADDER_SOURCE);  // not from where a program runs, which may be another repository
 }
 
 std::string commit_of(const std::string& root) {

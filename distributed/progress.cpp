@@ -53,6 +53,12 @@ std::string to_text(const Standing& s) {
   return text;
 }
 
+std::string to_text(Standing s, size_t columns) {
+  for (double Standing::*const field : {&Standing::learning_rate, &Standing::grad_norm, &Standing::utilisation})
+    if (to_text(s).size() > columns) s.*field = Standing::unknown;
+  return to_text(s);
+}
+
 void Pace::add(double seconds) {
   const double keep = std::exp(-seconds / 30);
   seconds_ = seconds_ * keep + seconds;
@@ -72,12 +78,14 @@ void Progress::show(const Standing& standing) {
   const bool last = standing.step >= standing.steps;
   if (now < next_ && !last) return;
   next_ = now + (terminal_ ? milliseconds(100) : milliseconds(10'000));
-  std::string line = to_text(standing);
+  std::string line;
   if (terminal_) {
     clear();
-    line.resize(std::min(line.size(), columns(to_) - 1));  // a full line would wrap, and \r return to its second half
+    const size_t most = columns(to_) - 1;  // a full line would wrap, and \r return to its second half
+    line = to_text(standing, most);
+    line.resize(std::min(line.size(), most));
   } else {
-    line += '\n';
+    line = to_text(standing) + '\n';
   }
   std::fputs(line.c_str(), to_);
   std::fflush(to_);

@@ -22,6 +22,8 @@ struct Standing {
 
 /// "step 1,200/4,800  loss 1.2345  grad norm 0.420  lr 3.00e-04  12.3k tokens/s (30.0 % MFU)  1h12m left"
 std::string to_text(const Standing& standing);
+/// The same in so many columns, if it can be: first the learning rate goes, then the gradient norm and the MFU.
+std::string to_text(Standing standing, size_t columns);
 
 /// Seconds a step takes, smoothed over about half a minute.
 class Pace {

@@ -11,6 +11,13 @@ says '1 rank$'
 says "^$(hostname): (GPU 0: .* GiB, driver|no GPU|this adder was built without CUDA$)"
 says '^ +0 .* 1 +[0-9.]+ +[0-9.]+  '
 
+if commit=$(git -C "$source_folder" rev-parse HEAD 2>&-); then  # its own, wherever it runs
+  git init -q "$work/other" && cd "$work/other"
+  doctor "$recipes/doctor" --threads 1
+  says "adder ${commit:0:12} "
+  cd - >/dev/null
+fi
+
 doctor mpirun -n 2 "$recipes/doctor" --threads $(($(nproc) + 1))
 says '2 ranks$'
 says '^ +1 '

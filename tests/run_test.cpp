@@ -453,6 +453,12 @@ TEST_CASE("run: the progress line shows what is known") {
   CHECK(to_text(Standing{.step = 1200, .steps = 4800, .loss = 1.23456, .grad_norm = 0.42, .learning_rate = 3e-4,
                          .tokens_per_second = 12345, .seconds_left = 4320}) ==
         "step 1,200/4,800  loss 1.2346  grad norm 0.42  lr 3.00e-04  12.3k tokens/s  1h12m left");
+  const Standing all{.step = 1200, .steps = 4800, .loss = 1.23456, .grad_norm = 0.42, .learning_rate = 3e-4,
+                     .tokens_per_second = 12345, .seconds_left = 4320, .utilisation = 0.3};
+  CHECK(to_text(all, 90) == "step 1,200/4,800  loss 1.2346  grad norm 0.42  12.3k tokens/s (30.0 % MFU)  1h12m left");
+  CHECK(to_text(all, 80) == "step 1,200/4,800  loss 1.2346  12.3k tokens/s (30.0 % MFU)  1h12m left");
+  CHECK(to_text(all, 60) == "step 1,200/4,800  loss 1.2346  12.3k tokens/s  1h12m left");
+  CHECK(to_text(all, 10) == to_text(all, 60));
   CHECK(to_text(Standing{.step = 1, .steps = 2, .loss = std::nan("")}) == "step 1/2  loss nan");
   CHECK(grouped(-1234567) == "-1,234,567");
   CHECK(grouped(-123) == "-123");
