@@ -38,8 +38,9 @@ inline Corpus prepare_corpus(const std::string& folder, std::vector<std::string>
       std::ifstream file(note);
       return std::getline(file, before) && !made_from.starts_with(before);  // older notes say nothing of a limit
     }();
-    check(!other || anew, "{} was made from {}, not from {}; choose another folder with --data", folder, before,
-          made_from);
+    check(!other || anew,
+          "{} was made from {}, not from {}; choose another folder with --data, or --fresh to start anew", folder,
+          before, made_from);
     if (!other) return corpus;
   }
   run.mesh().world.barrier();  // every rank has seen that they are missing
