@@ -34,7 +34,7 @@ struct FlagRules {
   std::optional<double> min = {}, max = {};   // numbers: both inclusive
   std::vector<std::string> choices = {};      // strings: one of these
   bool required = false;                      // must be given
-  bool may_change = false;                    // a resumed run may have another value: it does not change the result
+  bool may_change = false;                    // a resumed run may have another value: it changes rounding at most
   std::function<void()> preset = {};          // called when it is given: gives other options their defaults; those
                                               // given in the same place, file or command line, are assigned after it
   std::string on_gpu = {};                    // another default, as one would write it, for runs on a GPU; empty: none
