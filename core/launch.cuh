@@ -42,9 +42,9 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared
   check_launch(cudaGetLastError(), function);
 }
 
-/// The same, early where the GPU can (Hopper and later): for kernels that keep the rule above.
 inline constexpr bool early_starts = true;  // false: to see what they bring
-inline constexpr int64_t early_rows = 64;  // of a kernel that is also one of training: more rows hide the start anyway
+inline constexpr int64_t early_rows = 64;   // of a kernel that is also one of training: more rows hide the start anyway
+/// The same, early where the GPU can (Hopper and later): for kernels that keep the rule above.
 template <class... Parameters, class... Args>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared, Cuda on, const Args&... args) {
   if (!early_starts || !can_start_early()) return launch(kernel, grid, block, shared, on, args...);

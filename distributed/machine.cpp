@@ -94,6 +94,13 @@ std::string affinity() {
   return text;
 }
 
+int64_t host_cores() { return sysconf(_SC_NPROCESSORS_ONLN); }
+
+double host_load() {
+  double load = 0;
+  return getloadavg(&load, 1) == 1 ? load : 0;
+}
+
 int64_t default_threads(int64_t sharing) {
   if (std::getenv("OMP_NUM_THREADS")) return omp_get_max_threads();
   return std::max<int64_t>(1, allowed_cores() / std::max<int64_t>(1, sharing));

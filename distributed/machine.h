@@ -8,6 +8,11 @@ namespace adder {
 
 /// Cores this process may use: by its affinity mask or its control group's quota (rounded up), whichever is less.
 int64_t allowed_cores();
+/// The host's cores, and how many processes wanted one in the last minute, on average; 0 where nobody counts them.
+int64_t host_cores();
+double host_load();
+/// Whether so many keep so many cores busy with more than they can do.
+constexpr bool overloaded(double load, int64_t cores) { return load > 1.5 * static_cast<double>(cores); }
 /// The cores of the affinity mask: "0-3,8".
 std::string affinity();
 /// The number OpenMP starts with: OMP_NUM_THREADS where it is set, else the allowed cores over the processes of this

@@ -11,7 +11,6 @@
 #include "adder/kernels/matmul.h"
 
 #include <omp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -180,13 +179,12 @@ void Run::set_threads() {
                     sharing > 1 ? fmt::format("{} ranks x ", sharing) : "", threads, cores, cores == 1 ? "" : "s",
                     std::max<int64_t>(1, cores / sharing),
                     mesh_.world.size() > 1 ? " (are the ranks bound? mpirun wants --bind-to none)" : ""));
-  double load = 0;
-  const auto host_cores = static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
+  const double load = host_load();
   const bool spin = threads > 1 && device() == Device::cpu && std::getenv("OMP_WAIT_POLICY") == nullptr;
-  if (spin && getloadavg(&load, 1) == 1 && load > 1.5 * host_cores)
+  if (spin && overloaded(load, host_cores()))
     say(fmt::format("warning: this machine is busy: {:.1f} processes want its {} cores. Threads that spin while they "
                     "wait for each other then lose most of their time; with OMP_WAIT_POLICY=passive they sleep",
-                    load, host_cores));
+                    load, host_cores()));
   omp_set_num_threads(static_cast<int>(threads));
   options_.threads = threads;
 }

@@ -23,8 +23,8 @@ namespace adder::wgmma {
 
 using mma::Left;
 
-inline constexpr int panel = 64;                  // elements of a row of a panel
-inline constexpr int panel_size = 64 * panel;     // elements of one of 64 rows
+inline constexpr int panel = 64;               // elements of a row of a panel
+inline constexpr int panel_size = 64 * panel;  // elements of one of 64 rows
 
 /// Whether this process's GPU has them. Kernels that use them stand in files named *_sm90.cu.
 inline bool available() {
@@ -52,11 +52,8 @@ struct Operand {
   __device__ Operand operator+(uint32_t bytes) const { return {bits + (bytes >> 4)}; }
 };
 
-/// Rows [row, row + 8 ...) of a panel, which are rows (left) or columns (right) of the product; k runs along a row:
-/// columns [k, k + 16) of the panel. `row` a multiple of 8.
-__device__ inline Operand along_k(const bf16* data, int row, int k) {
-  return Operand::at(data, row * 128 + k * 2, 16, 1024);
-}
+/// The rows of a panel are rows (left) or columns (right) of the product; k runs along them: columns [k, k + 16).
+__device__ inline Operand along_k(const bf16* data, int k) { return Operand::at(data, k * 2, 16, 1024); }
 /// Rows [k, k + 16) of panels, over which the sum runs; the columns of the panel, and of the next ones `panel_bytes`
 /// further on, are rows (left) or columns (right) of the product. `k` a multiple of 8.
 __device__ inline Operand across_k(const bf16* data, int k, uint32_t panel_bytes = 0) {

@@ -89,10 +89,9 @@ Rank examine(const Communicator& world) {
   Rank r{.host = host_name(), .processor = processor_name(), .affinity = affinity(),
          .build = fmt::format("{:.12} ({:08x})", source_commit(), file_crc("/proc/self/exe")), .mpi = library_version(),
          .gpus = gpus(),
-         .cores = allowed_cores(), .host_cores = sysconf(_SC_NPROCESSORS_ONLN), .threads = omp_get_max_threads()};
+         .cores = allowed_cores(), .host_cores = host_cores(), .threads = omp_get_max_threads()};
   r.mpi = r.mpi.substr(0, r.mpi.find_first_of(",\n"));
-  double load = 0;
-  if (getloadavg(&load, 1) == 1) r.load = load;
+  r.load = host_load();
   r.memory = memory_speed(world);
   r.flops = product_speed(world);
   return r;
@@ -149,7 +148,7 @@ std::vector<std::string> faults(const std::vector<Rank>& ranks) {
       found.push_back(fmt::format(
           "{} of {} may use one core each, though it has {}: mpirun binds them unless it is given --bind-to none",
           list(members), host, first.host_cores));
-    if (first.load > 1.5 * static_cast<double>(first.host_cores))
+    if (overloaded(first.load, first.host_cores))
       found.push_back(fmt::format("{} is busy: {:.1f} processes want its {} cores, so the figures here are too low",
                                   host, first.load, first.host_cores));
   }

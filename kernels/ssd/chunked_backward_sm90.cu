@@ -124,7 +124,7 @@ struct Rows : View<N_tile, documents> {
       if (any_enters) add_selected(gradient, from_start, dy, s.S);  // else S, perhaps NaN, is nothing to this chunk
     begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) multiply_add<false>(dYX, dy[k], along_k(s.x, 0, k * 16), k > 0);
+    for (int k = 0; k < 4; ++k) multiply_add<false>(dYX, dy[k], along_k(s.x, k * 16), k > 0);
     commit();
     wgmma::wait<0>(dYX);
     keep(dy);

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(threads, blocks_a_processor) walk(const __grid
     // C [i, n] times B [j, n] and S [p, n]: k = n runs along the rows of all three.
     float CB[Q / 8][4] = {}, y[P_tile / 8][4] = {};
     wgmma::begin();
-    const auto C = wgmma::along_k(shared.C[0], 0, 0), B_and_S = wgmma::along_k(shared.right[0].B, 0, 0);
+    const auto C = wgmma::along_k(shared.C[0], 0), B_and_S = wgmma::along_k(shared.right[0].B, 0);
 #pragma unroll
     for (int n = 0; n < N_tile; n += 16)
       wgmma::multiply_add<false>(CB, y, C + (n / panel * sizeof(shared.C[0]) + n % panel * 2),
